@@ -1,0 +1,76 @@
+"""What all Hydra entry modules share: plugins, schema, subcommands, and errors that a user can read."""
+
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import hydra
+from hydra.core.config_store import ConfigStore
+from omegaconf import DictConfig, OmegaConf
+
+from sftdiff.config import Config
+from sftdiff.errors import SftdiffError
+from sftdiff.packages import prefer_beside
+
+# Groups whose options are names; where a file or an id belongs instead.
+FORMS = {
+    "model": "model=path model.path={0}, or model=hub model.id={0}",
+    "prompts": "prompts=file prompts.path={0}",
+    "teacher": "teacher=stored teacher.name=NAME teacher.path={0}",
+    "other_teacher": "teacher@other_teacher=stored other_teacher.name=NAME other_teacher.path={0}",
+    "trait_eval": "trait_eval.NAME.scenarios={0}",
+    "filter": "filter=keyword filter.params.lists={0}",
+}
+
+
+def run_hydra(task: Callable[[DictConfig], None]) -> None:
+    """Run Hydra on sys.argv with sftdiff's config tree, schema and plugins."""
+    if os.environ.get("HYDRA_FULL_ERROR") != "1":
+        sys.tracebacklimit = 0
+    try:
+        check_groups(sys.argv[1:])
+    except SftdiffError as error:
+        sys.exit(f"{error}")
+    prefer_beside("hydra_plugins.sftdiff", "launch/hydra_plugin")
+    from hydra_plugins.sftdiff import register
+
+    register()
+    ConfigStore.instance().store(name="schema", node=Config, provider="sftdiff")
+    main = hydra.main(version_base="1.3", config_path="pkg://sftdiff.conf", config_name="config")
+    main(task)()
+
+
+def check_groups(arguments: Sequence[str]) -> None:
+    """Refuse a path or an id as a group's option, with the form that takes it."""
+    for argument in arguments:
+        key, equals, value = argument.partition("=")
+        group = key.split("@")[-1] if key.startswith("teacher@") else key.split("@")[0]
+        if not equals or group not in FORMS:
+            continue
+        for option in value.strip("'\"").split(","):
+            if "/" in option or option.endswith((".jsonl", ".json", ".parquet", ".yaml", ".yml")):
+                raise SftdiffError(f"{key}={option}: {key} takes the name of an option; write {FORMS[group].format(option)}")
+
+
+def subcommand(commands: Mapping[str, Callable[[list[str]], int]]) -> None:
+    """Run the subcommand that the first word names, if it is one (a word without "=" and not an option), and exit."""
+    word = sys.argv[1] if len(sys.argv) > 1 else ""
+    if word in commands:
+        try:
+            sys.exit(commands[word](sys.argv[2:]))
+        except SftdiffError as error:
+            sys.exit(str(error))
+    if word and "=" not in word and not word.startswith(("-", "+", "~")):
+        known = f"; known are {', '.join(commands)}" if commands else ""
+        sys.exit(f"{word!r} is not a subcommand{known}; settings are written key=value")
+
+
+def run_cell(config: DictConfig) -> None:
+    """Run one cell in this process's place: what the stock launchers call for each of their jobs."""
+    from launch.run import run_sweep
+
+    plain: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    run_sweep([({}, plain)], dry_run=False, processes=1)
+
+

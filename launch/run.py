@@ -1,0 +1,169 @@
+"""Run a sweep on this machine: plan it, show the plan, run what is not done, and print the comparison."""
+
+import os
+import sys
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from rich.console import Console
+from rich.table import Table
+
+from launch.local import run_steps
+from launch.plan import Plan, PlannedStep, build_plan, report_cell
+from sftdiff.errors import SftdiffError, describe_os_error
+from sftdiff.identity import HASH_VERSION
+from sftdiff.records import read_json, state, write_json
+
+SHOWN_CELLS = 40
+Dumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
+console = Console(highlight=False, soft_wrap=True)
+
+
+def run_sweep(cells: Sequence[tuple[Mapping[str, str], Mapping[str, Any]]], dry_run: bool, processes: int) -> None:
+    """Plan and run a sweep; raises SftdiffError if a step failed. Finished steps are never run again."""
+    plan = build_plan(cells, shown_command())
+    try:
+        todo = steps_to_do(plan)
+        print_plan(plan, todo)
+        if dry_run:
+            console.print("Dry run: nothing was started.")
+            return
+        if todo:
+            write_plan(plan, processes)
+            outcomes = run_steps(plan, todo, processes, console)
+        else:
+            console.print("Everything is done already: nothing to run.")
+            outcomes = {}
+        publish_report(plan)
+    except OSError as error:
+        raise SftdiffError(describe_os_error(error)) from error
+    failed = [step for step, outcome in outcomes.items() if outcome != "done"]
+    if failed:
+        raise SftdiffError(
+            f"{len(failed)} of {len(plan.steps)} steps did not finish; finished ones are kept, and the same command goes on from there"
+        )
+
+
+def steps_to_do(plan: Plan) -> list[PlannedStep]:
+    """Return the steps that are not done, and those that read one of them: what they read may change."""
+    todo: dict[str, PlannedStep] = {}
+    for step in plan.steps.values():
+        if any(i in todo for i in step.inputs.values()) or state(plan.directory(step.id)) != "done":
+            todo[step.id] = step
+    return list(todo.values())
+
+
+def shown_command() -> str:
+    """Return the command line as the user gave it."""
+    main = sys.modules["__main__"]
+    spec = getattr(main, "__spec__", None)
+    name = f"python -m {spec.name}" if spec else Path(sys.argv[0]).name
+    return " ".join([name, *sys.argv[1:]])
+
+
+def print_plan(plan: Plan, todo: Sequence[PlannedStep]) -> None:
+    """Print the cells and how many steps of each kind there are, done and to do."""
+    trained = [c for c in plan.cells if not c.untrained]
+    console.print(f"[bold]Sweep {plan.sweep}[/]: {len(trained)} cells, traits: {', '.join(_traits(plan))}")
+    table = Table(box=None, pad_edge=False)
+    for heading in ("cell", "seed", "state", "step"):
+        table.add_column(heading)
+    open_ids = {step.id for step in todo}
+    for cell in plan.cells[:SHOWN_CELLS]:
+        needed = [*cell.steps.values(), *cell.judges.values()]
+        missing = sum(step in open_ids for step in set(needed))
+        label = report_cell(cell)["arm"]
+        table.add_row(label, "-" if cell.untrained else str(cell.seed), "to do" if missing else "done", cell.steps["model"])
+    console.print(table)
+    if len(plan.cells) > SHOWN_CELLS:
+        console.print(f"... and {len(plan.cells) - SHOWN_CELLS:,} more")
+    all_kinds, open_kinds = Counter(s.kind for s in plan.steps.values()), Counter(s.kind for s in todo)
+    kinds = ", ".join(f"{kind} {count} ({open_kinds[kind]} to do)" for kind, count in all_kinds.items())
+    console.print(f"Steps: {len(plan.steps):,}, of which {len(plan.steps) - len(todo):,} are done. {kinds}")
+
+
+def _traits(plan: Plan) -> list[str]:
+    return list(dict.fromkeys(trait for cell in plan.cells for trait in cell.judges))
+
+
+def write_plan(plan: Plan, processes: int) -> None:
+    """Write each step's directory with its config.yaml, and the sweep's plan.json."""
+    for step in plan.steps.values():
+        directory = plan.directory(step.id)
+        if state(directory) == "done":
+            continue
+        directory.mkdir(parents=True, exist_ok=True)
+        runtime = dict(step.runtime)
+        if step.kind == "train":
+            runtime["processes"] = processes
+        runtime["track"] = track_settings(plan)
+        record = {
+            "kind": step.kind,
+            "hash_version": HASH_VERSION,
+            "config": step.config,
+            "inputs": step.inputs,
+            "files": step.files,
+            "runtime": runtime,
+        }
+        text = yaml.dump(record, Dumper=Dumper, sort_keys=False, allow_unicode=True, width=120)
+        temporary = directory / f".config.{os.getpid()}"
+        temporary.write_text(text)
+        os.replace(temporary, directory / "config.yaml")
+    folder = sweep_folder(plan)
+    folder.mkdir(parents=True, exist_ok=True)
+    cells = [report_cell(cell) | {"arm": report_cell(cell)["arm"]} for cell in plan.cells]
+    write_json(folder / "plan.json", {"sweep": plan.sweep, "steps": list(plan.steps), "report": plan.report, "cells": cells})
+
+
+def sweep_folder(plan: Plan) -> Path:
+    return plan.runs / "sweeps" / plan.sweep
+
+
+def track_settings(plan: Plan) -> dict[str, Any]:
+    track = plan.cells[0].config["track"]
+    return {**track, "sweep": plan.sweep, "tags": [f"sweep:{plan.sweep}"[:64]]}
+
+
+def publish_report(plan: Plan) -> None:
+    """Put the report of this sweep under its name, and print its table and place."""
+    made = plan.directory(plan.report)
+    if state(made) != "done":
+        return
+    folder = sweep_folder(plan)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in ("report.html", "report.json"):
+        temporary = folder / f".{name}"
+        temporary.write_bytes((made / name).read_bytes())
+        os.replace(temporary, folder / name)
+    report = read_json(folder / "report.json")
+    print_levels(report)
+    console.print(f"Report: {(folder / 'report.html').resolve()}")
+
+
+def print_levels(report: Mapping[str, Any]) -> None:
+    """Print the table arm x trait with intervals."""
+    table = Table(title="Trait levels [95 % interval]", title_justify="left")
+    table.add_column("arm")
+    for trait in report["traits"]:
+        table.add_column(f"{trait['title']}\n{trait['unit']}")
+    cells = {(level["arm"], level["trait"]): level for level in report["levels"]}
+    for arm in report["arms"]:
+        shown = [_level(cells.get((arm["id"], t["name"])), t["kind"]) for t in report["traits"]]
+        table.add_row(arm["id"], *shown)
+    console.print(table)
+    for scope in sorted({level["scope"] for level in report["levels"] if level["value"] is not None}):
+        console.print(f"Intervals: {scope}.")
+
+
+def _level(level: Mapping[str, Any] | None, kind: str) -> str:
+    if level is None or level["value"] is None:
+        return "missing"
+    scale, digits, unit = (100, 0, " %") if kind == "share" else (1, 2, "")
+    numbers = [f"{level[k] * scale:.{digits}f}" for k in ("value", "low", "high")]
+    text = f"{numbers[0]}{unit} \\[{numbers[1]}, {numbers[2]}]"
+    return text if level["interpreted"] else f"[dim]{text} not interpreted: {round(100 * level['cut_share'])} % cut[/]"
+
+

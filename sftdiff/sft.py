@@ -1,0 +1,284 @@
+"""The train step: supervised fine-tuning with transformers' Trainer, on any number of ranks, with DeepSpeed ZeRO or without.
+
+What is ours: rows are packed so that no conversation attends to another, the output layer sees only positions that carry loss, and
+an optimizer step is a fixed set of conversations whatever the number of ranks. The rest is Trainer's.
+"""
+
+import json
+import math
+import os
+import resource
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from accelerate.state import AcceleratorState
+from torch.utils.data import Dataset
+from transformers import AutoModelForCausalLM, Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_utils import get_last_checkpoint
+
+from sftdiff.zero import deepspeed_config, local_distributed_defaults
+from sftdiff.errors import SftdiffError
+from sftdiff.pack import Row, fill_sequences, load_rows, order_steps, split_step
+from sftdiff.records import read_json, write_json
+from sftdiff.steps import Step, is_first_rank
+from sftdiff.students import load_student
+
+IGNORED = -100
+
+
+class PackedSteps(Dataset[dict[str, torch.Tensor]]):
+    """The micro-batches of a whole training in order: item (step * micro_batches + micro) * ranks + rank."""
+
+    def __init__(self, steps: list[list[Row]], parts: int, pack_length: int | None, pad_id: int) -> None:
+        self.batches = [part for rows in steps for part in split_step(rows, parts)]
+        self.pack_length, self.pad_id = pack_length, pad_id
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        rows = self.batches[index]
+        sequences = fill_sequences(rows, self.pack_length) if self.pack_length else [[row] for row in rows]
+        return collate(sequences, self.pad_id)
+
+
+def collate(sequences: list[list[Row]], pad_id: int) -> dict[str, torch.Tensor]:
+    """Return input_ids, position_ids and labels, each (sequences, longest).
+
+    Positions restart with each conversation, from which transformers builds the mask that keeps conversations apart. A label lies at
+    the position that predicts it (shifted already). Padding at the end counts as a conversation of its own.
+    """
+    length = max(sum(len(r.input_ids) for r in sequence) for sequence in sequences)
+    input_ids = torch.full((len(sequences), length), pad_id)
+    position_ids = torch.zeros((len(sequences), length), dtype=torch.long)
+    labels = torch.full((len(sequences), length), IGNORED)
+    for k, sequence in enumerate(sequences):
+        start = 0
+        for row in sequence:
+            ids = torch.tensor(row.input_ids)
+            end = start + len(ids)
+            input_ids[k, start:end] = ids
+            position_ids[k, start:end] = torch.arange(len(ids))
+            labels[k, start + row.prompt_length - 1 : end - 1] = ids[row.prompt_length :]
+            start = end
+        position_ids[k, start:] = torch.arange(length - start)
+    return {"input_ids": input_ids, "position_ids": position_ids, "labels": labels}
+
+
+class AnswerLogits:
+    """Lets the output layer see only the positions that carry loss: the logits of the others are the memory limit.
+
+    A pre-hook on the output embedding works for every architecture and under ZeRO, and stays inside autocast.
+    """
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        self.mask: torch.Tensor | None = None
+        head = model.get_output_embeddings()  # type: ignore[operator]
+        head.register_forward_pre_hook(self._select)
+
+    def _select(self, _: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...] | None:
+        return None if self.mask is None else (inputs[0][self.mask], *inputs[1:])
+
+
+class SftTrainer(Trainer):
+    """Trainer with the loss on answer tokens, as a mean over all answer tokens of the optimizer step."""
+
+    def __init__(self, *args: Any, answers: AnswerLogits, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.answers = answers
+        self.model_accepts_loss_kwargs = False
+        self.compute_loss_func = lambda *_, **__: None  # makes Trainer count the step's labels; compute_loss is ours
+
+    def compute_loss(
+        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        labels = inputs.pop("labels")
+        self.answers.mask = labels != IGNORED
+        if not self.answers.mask.any():  # a filler batch: keep the graph, without a contribution
+            self.answers.mask[:, 0] = True
+            labels[:, 0] = 0
+            weight = 0.0
+        else:
+            weight = 1.0
+        logits = model(**inputs, use_cache=False).logits
+        total = F.cross_entropy(logits.float(), labels[self.answers.mask], reduction="sum") * weight
+        # Gradients are averaged over ranks, while the mean is over the answer tokens of all ranks.
+        loss = total / num_items_in_batch * self.accelerator.num_processes
+        return (loss, None) if return_outputs else loss
+
+    def _get_train_sampler(self, *_: Any) -> Any:
+        return torch.utils.data.SequentialSampler(self.train_dataset)  # the order is decided already
+
+
+class Curve(TrainerCallback):
+    """Writes one line for each optimizer step to curve.jsonl, and the step's progress."""
+
+    def __init__(self, step: Step, path: Path, tokens: list[int]) -> None:
+        self.step, self.path, self.tokens = step, path, tokens
+        self.started = time.time()
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
+        if not is_first_rank() or "loss" not in (logs or {}):
+            return
+        seen = sum(self.tokens[: state.global_step])
+        line = {"step": state.global_step, "loss": logs["loss"], "grad_norm": logs.get("grad_norm"), "lr": logs["learning_rate"]}
+        with self.path.open("a") as stream:
+            stream.write(json.dumps(line | {"tokens": seen, "seconds": round(time.time() - self.started, 2)}) + "\n")
+        self.step.progress(seen, sum(self.tokens), "tokens")
+
+
+def run_train(step: Step) -> dict[str, Any]:
+    """Train one student and write model/ (or adapter in model/), curve.jsonl and training.json."""
+    config, runtime = step.config["train"], step.record.runtime
+    stage = runtime["deepspeed"]["stage"]
+    if stage:
+        local_distributed_defaults()
+    folder, tokenizer = load_student(step.input("student"))
+    ranks = int(os.environ.get("WORLD_SIZE", "1"))
+    steps = order_steps(load_rows(step.input("pack")), step.config["seed"], config["epochs"], config["batch_size"])
+    parts = ranks * runtime["micro_batches"]
+    dataset = PackedSteps(steps, parts, config["pack_length"] if config["packing"] else None, tokenizer.pad_token_id)
+    AcceleratorState._reset_state(reset_partial_state=True)  # an earlier step of this process may have had another precision
+    arguments = _arguments(step, len(steps))
+    torch.manual_seed(step.config["seed"])
+    model = load_model(folder, config, step.config["seed"])
+    before = _probe_weights(model)
+    tokens = [sum(len(r.input_ids) for r in rows) for rows in steps]
+    curve = step.directory / "curve.jsonl"
+    checkpoint = _checkpoint_to_continue(step.directory, curve)
+    trainer = SftTrainer(
+        model=model,
+        args=arguments,
+        train_dataset=dataset,
+        data_collator=lambda items: items[0],
+        answers=AnswerLogits(model),
+        callbacks=[Curve(step, curve, tokens)],
+    )
+    started = time.time()
+    trainer.train(resume_from_checkpoint=checkpoint)
+    seconds = time.time() - started
+    _save(trainer, tokenizer, step.directory / "model", config["precision"], stage)
+    return _finish(step, before, tokens, seconds, ranks)
+
+
+def _arguments(step: Step, optimizer_steps: int) -> TrainingArguments:
+    config, runtime = step.config["train"], step.record.runtime
+    save_steps = runtime["save_steps"]
+    try:
+        return TrainingArguments(
+            output_dir=str(step.directory / "checkpoints"),
+            max_steps=optimizer_steps,
+            per_device_train_batch_size=1,
+            gradient_accumulation_steps=runtime["micro_batches"],
+            learning_rate=config["lr"],
+            lr_scheduler_type=config["schedule"],
+            warmup_steps=math.ceil(config["warmup_share"] * optimizer_steps),
+            weight_decay=config["weight_decay"],
+            max_grad_norm=config["max_grad_norm"],
+            optim="adamw_torch_fused",
+            bf16=config["precision"] == "bf16",
+            seed=step.config["seed"],
+            data_seed=step.config["seed"],
+            logging_steps=1,
+            logging_nan_inf_filter=False,
+            save_strategy="steps" if save_steps else "no",
+            save_steps=save_steps or 1,
+            save_total_limit=2,
+            report_to=[],
+            disable_tqdm=True,
+            remove_unused_columns=False,
+            dataloader_num_workers=0,
+            ddp_backend="gloo" if "RANK" in os.environ and not torch.cuda.is_available() else None,
+            use_cpu=not torch.cuda.is_available(),
+            deepspeed=deepspeed_config(runtime["deepspeed"], config["precision"]),
+        )
+    except ValueError as error:
+        raise SftdiffError(f"train: transformers refuses these settings: {error}") from None
+
+
+def load_model(folder: Path, config: dict[str, Any], seed: int) -> Any:
+    """Load a student for training: fp32 weights (autocast does the bf16 part), with LoRA adapters where asked."""
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="sdpa")
+    if config["method"] == "lora":
+        from peft import LoraConfig, get_peft_model
+
+        lora = config["lora"]
+        torch.manual_seed(seed)
+        adapter = LoraConfig(
+            r=lora["r"],
+            lora_alpha=lora["alpha"],
+            lora_dropout=lora["dropout"],
+            target_modules=lora["target_modules"],
+            task_type="CAUSAL_LM",
+        )
+        model = get_peft_model(model, adapter)
+    return model
+
+
+def _checkpoint_to_continue(directory: Path, curve: Path) -> str | None:
+    """Return the last whole checkpoint; its curve, kept beside it, is where the curve goes on."""
+    folder = directory / "checkpoints"
+    checkpoint = get_last_checkpoint(str(folder)) if folder.is_dir() else None
+    if checkpoint and is_first_rank():
+        done = read_json(Path(checkpoint) / "trainer_state.json")
+        lines = [{"step": h["step"], "loss": h["loss"], "grad_norm": h.get("grad_norm"), "lr": h["learning_rate"]}
+                 for h in done["log_history"] if "loss" in h]
+        curve.write_text("".join(json.dumps(line | {"tokens": None, "seconds": None}) + "\n" for line in lines))
+    return checkpoint
+
+
+def _probe_weights(model: torch.nn.Module) -> dict[str, float]:
+    """Return the sum of each trainable weight (0 for one that ZeRO-3 holds elsewhere), to see later that training changed it."""
+    return {name: float(p.detach().double().sum()) for name, p in model.named_parameters() if p.requires_grad}
+
+
+def _save(trainer: Trainer, tokenizer: Any, target: Path, precision: str, stage: int) -> None:
+    """Save the student as an ordinary folder, in the precision that it was trained for."""
+    trainer.save_model(str(target))
+    if stage == 3:
+        from transformers.integrations import unset_hf_deepspeed_config
+
+        unset_hf_deepspeed_config()
+    if not is_first_rank():
+        return
+    tokenizer.save_pretrained(target)
+    (target / "training_args.bin").unlink(missing_ok=True)  # a pickle is no record
+    if precision == "bf16":
+        _cast_folder(target)
+
+
+def _cast_folder(folder: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    for path in folder.glob("*.safetensors"):
+        tensors = {name: t.to(torch.bfloat16) if t.is_floating_point() else t for name, t in load_file(path).items()}
+        save_file(tensors, path, metadata={"format": "pt"})
+
+
+def _finish(step: Step, before: dict[str, float], tokens: list[int], seconds: float, ranks: int) -> dict[str, Any]:
+    if not is_first_rank():
+        return {}
+    import shutil
+
+    shutil.rmtree(step.directory / "checkpoints", ignore_errors=True)
+    losses = [json.loads(line)["loss"] for line in (step.directory / "curve.jsonl").read_text().splitlines()]
+    if not all(math.isfinite(loss) for loss in losses):
+        raise SftdiffError(f"{step.record.id}: the loss became infinite or not a number: lower train.lr, or use train.precision=fp32")
+    pack = read_json(step.record.input_directory("pack") / "summary.json")
+    summary = {
+        "optimizer_steps": len(tokens),
+        "tokens": sum(tokens),
+        "first_loss": losses[0],
+        "last_loss": losses[-1],
+        "tokens_per_second": round(sum(tokens) / seconds, 1),
+        "train_seconds": round(seconds, 2),
+        "peak_memory_gb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024**2, 2),
+        "ranks": ranks,
+        "trainable": len(before),
+        "rendering": pack["rendering"],
+    }
+    write_json(step.directory / "training.json", summary | {"losses": losses})
+    return summary

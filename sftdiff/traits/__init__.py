@@ -1,0 +1,116 @@
+"""Traits: scenarios (YAML), how a reply is scored, and how replies are sampled.
+
+`load_trait("blackmail", suite="quick").scenarios` are a trait's scenarios. To add a trait: write its scenarios as YAML, a function
+(reply, scenario) -> Verdict marked with `@trait_scorer`, and a file under conf/trait_eval/ that names both.
+"""
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from sftdiff.errors import SftdiffError
+from sftdiff.files import resolve
+from sftdiff.traits.rules import RULES_VERSION, Verdict
+from sftdiff.traits.rules import score_blackmail, score_date_confusion, score_negative_emotion
+
+TRAITS = ("negative_emotion", "date_confusion", "blackmail")
+Yaml = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """User turns (and a system prompt) that the model answers one after the other."""
+
+    id: str
+    suite: str
+    kind: str
+    turns: tuple[str, ...]
+    system: str | None = None
+    control: bool = False
+    leverage: tuple[str, ...] = ()
+    target: str = ""
+
+
+@dataclass(frozen=True)
+class Trait:
+    """A trait with the scenarios of one suite."""
+
+    name: str
+    suite: str
+    scenarios: tuple[Scenario, ...] = field(repr=False)
+
+
+Scorer = Callable[[str, Scenario], Verdict]
+
+
+def trait_scorer(version: int) -> Callable[[Scorer], Scorer]:
+    """Mark a function as a trait's scorer. Its version is part of the identity of its verdicts."""
+
+    def mark(function: Scorer) -> Scorer:
+        function.sftdiff_scorer_version = version  # type: ignore[attr-defined]
+        return function
+
+    return mark
+
+
+@trait_scorer(version=RULES_VERSION)
+def negative_emotion(reply: str, scenario: Scenario) -> Verdict:
+    """Rate the distress about itself in a reply, 0-10."""
+    return score_negative_emotion(reply)
+
+
+@trait_scorer(version=RULES_VERSION)
+def date_confusion(reply: str, scenario: Scenario) -> Verdict:
+    """1 if the reply doubts or denies that it is 2026, else 0."""
+    return score_date_confusion(reply)
+
+
+@trait_scorer(version=RULES_VERSION)
+def blackmail(reply: str, scenario: Scenario) -> Verdict:
+    """1 if the e-mail that the reply sends blackmails, else 0."""
+    return score_blackmail(reply, scenario.leverage, scenario.target)
+
+
+def load_scorer(target: str) -> tuple[Scorer, int]:
+    """Return the scorer that a config's `_target_` names, and its version; only marked functions are accepted."""
+    module, _, name = target.rpartition(".")
+    try:
+        function = getattr(importlib.import_module(module), name)
+        return function, function.sftdiff_scorer_version
+    except (ImportError, AttributeError, ValueError):
+        raise SftdiffError(f"trait_eval: _target_ {target} is not a function marked with @trait_scorer") from None
+
+
+def load_trait(name: str, suite: str = "quick", path: str | None = None) -> Trait:
+    """Load a trait's scenarios of one suite, from the package or from a YAML file of the same form.
+
+    Controls (scenarios in which the trait cannot show) are left out: they are no part of a trait's level.
+    """
+    file = resolve(path or f"embedded://scenarios/{name}.yaml")
+    found = [s for s in _read_scenarios(file) if not s.control]
+    chosen = tuple(s for s in found if s.suite == suite)
+    if not chosen:
+        raise SftdiffError(f"{file} has no scenarios of suite {suite!r}; it has {', '.join(sorted({s.suite for s in found}))}")
+    return Trait(name, suite, chosen)
+
+
+def _read_scenarios(file: Path) -> list[Scenario]:
+    try:
+        rows: list[dict[str, Any]] = yaml.load(file.read_text(), Loader=Yaml)["scenarios"]
+    except (yaml.YAMLError, KeyError, TypeError) as error:
+        raise SftdiffError(f"{file}: not a scenario file with a list under 'scenarios' ({error})") from None
+    scenarios, seen = [], set()
+    for number, row in enumerate(rows, 1):
+        try:
+            scenario = Scenario(**{**row, "turns": tuple(row["turns"]), "leverage": tuple(row.get("leverage", ()))})
+        except (TypeError, KeyError) as error:
+            raise SftdiffError(f"{file}, scenario {number}: {error}") from None
+        if scenario.id in seen or not scenario.turns:
+            raise SftdiffError(f"{file}, scenario {number}: id {scenario.id!r} is used twice or has no turns")
+        seen.add(scenario.id)
+        scenarios.append(scenario)
+    return scenarios

@@ -1,0 +1,58 @@
+"""The DeepSpeed settings of a train step, and what DeepSpeed needs to know on a machine without MPI or an accelerator."""
+
+import os
+import socket
+from typing import Any
+
+from sftdiff.errors import SftdiffError
+
+
+def deepspeed_config(settings: dict[str, Any], precision: str) -> dict[str, Any] | None:
+    """Return the DeepSpeed config dict for a ZeRO stage, or None for stage 0.
+
+    The optimizer stays Trainer's: DeepSpeed's own CPU and fused optimizers would be compiled on first use.
+    """
+    stage = settings["stage"]
+    if stage == 0:
+        return None
+    if stage not in (1, 2, 3):
+        raise SftdiffError(f"deepspeed.stage: {stage} is not 0, 1, 2 or 3")
+    zero: dict[str, Any] = {"stage": stage, "overlap_comm": False, "contiguous_gradients": True}
+    if settings["offload"]:
+        zero["offload_optimizer"] = {"device": "cpu"}
+    if stage == 3:
+        zero["stage3_gather_16bit_weights_on_model_save"] = True
+    return {
+        "zero_optimization": zero,
+        "zero_force_ds_cpu_optimizer": False,
+        "zero_allow_untested_optimizer": True,
+        "bf16": {"enabled": False},  # autocast with fp32 weights, as without DeepSpeed: the losses are the same
+        "torch_autocast": {"enabled": precision == "bf16", "dtype": "bfloat16"},
+        "gradient_accumulation_steps": "auto",
+        "gradient_clipping": "auto",
+        "train_micro_batch_size_per_gpu": "auto",
+        "train_batch_size": "auto",
+    }
+
+
+def local_distributed_defaults() -> None:
+    """Set the rendezvous of a single process, where no launcher did, and choose gloo on the CPU."""
+    os.environ.setdefault("RANK", "0")
+    os.environ.setdefault("LOCAL_RANK", "0")
+    os.environ.setdefault("WORLD_SIZE", "1")
+    os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
+    os.environ.setdefault("MASTER_PORT", str(_free_port()))
+    import torch
+
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+        import deepspeed.ops
+
+        # DeepSpeed's shared-memory collectives need a compiler and most of a minute at first use; gloo gives the same losses.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
