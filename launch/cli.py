@@ -7,6 +7,8 @@ from typing import Any
 
 import hydra
 from hydra.core.config_store import ConfigStore
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
 from sftdiff.config import Config
@@ -29,16 +31,34 @@ def run_hydra(task: Callable[[DictConfig], None]) -> None:
     if os.environ.get("HYDRA_FULL_ERROR") != "1":
         sys.tracebacklimit = 0
     try:
+        check_overrides(sys.argv[1:])
         check_groups(sys.argv[1:])
     except SftdiffError as error:
         sys.exit(f"{error}")
+    register_all()
+    main = hydra.main(version_base="1.3", config_path="pkg://sftdiff.conf", config_name="config")
+    main(task)()
+
+
+def register_all() -> None:
+    """Make the schema and the plugins known to Hydra."""
     prefer_beside("hydra_plugins.sftdiff", "launch/hydra_plugin")
     from hydra_plugins.sftdiff import register
 
     register()
     ConfigStore.instance().store(name="schema", node=Config, provider="sftdiff")
-    main = hydra.main(version_base="1.3", config_path="pkg://sftdiff.conf", config_name="config")
-    main(task)()
+
+
+def check_overrides(arguments: Sequence[str]) -> None:
+    """Refuse an override that cannot be read, by name; Hydra does not say which one it was."""
+    parser = OverridesParser.create()
+    for argument in arguments:
+        if "=" in argument and not argument.startswith("-"):
+            try:
+                parser.parse_override(argument)
+            except HydraException as error:
+                reason = str(error).partition("\n")[0].partition(" expecting")[0]
+                raise SftdiffError(f"{argument}: cannot be read ({reason}); quote special characters: 'key=\"...\"'") from None
 
 
 def check_groups(arguments: Sequence[str]) -> None:
@@ -46,7 +66,7 @@ def check_groups(arguments: Sequence[str]) -> None:
     for argument in arguments:
         key, equals, value = argument.partition("=")
         group = key.split("@")[-1] if key.startswith("teacher@") else key.split("@")[0]
-        if not equals or group not in FORMS:
+        if not equals or group not in FORMS or value.startswith("{"):
             continue
         for option in value.strip("'\"").split(","):
             if "/" in option or option.endswith((".jsonl", ".json", ".parquet", ".yaml", ".yml")):

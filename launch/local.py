@@ -1,7 +1,9 @@
 """The local executor: one warm worker process runs the steps in order; a worker that dies is replaced."""
 
+import errno
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -11,15 +13,17 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 
 from launch.plan import Plan, PlannedStep
-from sftdiff.errors import SftdiffError
+from sftdiff.errors import SftdiffError, describe_os_error
 from sftdiff.packages import TREE
 from sftdiff.records import read_json, state, write_json
 
 # Seconds of a step of each kind before the first one was measured: the embedded default on two cores.
 GUESSES = {"student": 30.0, "pack": 2.0, "train": 80.0, "sample": 20.0, "judge": 1.0, "report": 4.0}
 TICK_SECONDS = 1.0
+FULL_DISK = 1 << 16  # free bytes
 
 
 class Worker:
@@ -91,7 +95,8 @@ class Progress:
         return sum(known) / len(known) if known else GUESSES.get(kind, 0.3)
 
     def remaining(self, share: float = 0.0) -> str:
-        seconds = sum(self.estimate(step.kind) for step in self.left) - share * self.estimate(self.left[0].kind if self.left else "")
+        running = self.estimate(self.left[0].kind) if self.left else 0.0
+        seconds = sum(self.estimate(step.kind) for step in self.left) - share * running
         return f"{seconds / 60:.0f} min" if seconds >= 90 else f"{max(seconds, 0):.0f} s"
 
     def end(self, step: PlannedStep, outcome: str, seconds: float, note: str) -> None:
@@ -132,7 +137,7 @@ def run_steps(plan: Plan, todo: Sequence[PlannedStep], processes: int, console: 
         for step in todo:
             outcomes[step.id] = _run_one(step, plan, worker, progress, outcomes, processes)
             if outcomes[step.id] in ("failed", "lost"):
-                console.print(f"  [red]{error_of(plan.directory(step.id))}[/]", markup=True)
+                console.print(f"  [red]{escape(error_of(plan.directory(step.id)))}[/]")
     except KeyboardInterrupt:
         raise SftdiffError("stopped; the same command goes on from here") from None
     finally:
@@ -171,4 +176,8 @@ def _note(directory: Path) -> str:
 def error_of(directory: Path) -> str:
     """Return what a failed step says went wrong."""
     path = directory / "FAILED"
-    return str(read_json(path)["error"]) if path.exists() else "no error was recorded; see logs in " + str(directory)
+    if path.exists():
+        return str(read_json(path)["error"])
+    if shutil.disk_usage(directory).free < FULL_DISK:  # there was no room for the error either
+        return describe_os_error(OSError(errno.ENOSPC, "", str(directory)))
+    return f"no error was recorded; see {directory / 'logs'} and the sweep's worker.log"

@@ -19,6 +19,8 @@ from sftdiff.rows import ROWS_VERSION
 from sftdiff.traits import load_scorer
 
 NOT_ARMS = ("seed", "trait_eval")  # axes that do not make another arm
+SHARED = ("runs", "sweep", "report", "track")  # settings of a sweep, not of a cell
+SHOWN_ARMS = 20  # of a sweep, in an error message
 REPORT_VERSION = 1
 
 
@@ -49,6 +51,11 @@ class Cell:
     def arm(self) -> str:
         return " ".join(f"{key}={value}" for key, value in self.axes.items())
 
+    @property
+    def label(self) -> str:
+        """The arm as the report names it."""
+        return self.arm.replace("untrained=", "untrained ").strip() if self.untrained else self.arm
+
 
 @dataclass
 class Plan:
@@ -72,12 +79,14 @@ def build_plan(cells: Sequence[tuple[Mapping[str, str], Mapping[str, Any]]], com
     planned: dict[tuple[str, int, str], Cell] = {}
     for axes, config in cells:
         check_cell(config)
+        _check_shared(cells[0][1], config)
         shown = {k: v for k, v in axes.items() if k not in NOT_ARMS} or _default_axes(config)
         for cell in (planner.untrained(config), planner.cell(shown, config)):
             key = (cell.arm, cell.seed, cell.steps["model"])
             planned.setdefault(key, cell).judges.update(cell.judges)
     ordered = sorted(planned.values(), key=lambda c: not c.untrained)
     _name_untrained(ordered)
+    _check_baseline(cells[0][1]["report"]["baseline"], ordered)
     first = cells[0][1]
     sweep = first["sweep"] or digest(canonical(sorted(c.steps["model"] for c in ordered)), 10)
     planner.runtime_tags(sweep)
@@ -90,11 +99,26 @@ def _default_axes(config: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _name_untrained(cells: Sequence[Cell]) -> None:
-    """With one student its untrained arm is just "untrained"; with several the name of the student follows."""
+    """With one student its untrained arm is just "untrained"; with several their names follow, or what else tells them apart."""
     untrained = [c for c in cells if c.untrained]
-    for cell in untrained:
-        several = len({c.axes["untrained"] for c in untrained}) > 1
-        cell.axes = {"untrained": cell.axes["untrained"]} if several else {"untrained": ""}
+    models = [c.config["model"] for c in untrained]
+    candidates = [[""], [m["name"] for m in models], [m["label"] for m in models], [c.steps["model"] for c in untrained]]
+    names = next(names for names in candidates if len(set(names)) == len(untrained))
+    for cell, name in zip(untrained, names, strict=True):
+        cell.axes = {"untrained": name}
+
+
+def _check_baseline(baseline: str, cells: Sequence[Cell]) -> None:
+    arms = dict.fromkeys(cell.label for cell in cells)
+    if not any(arm.startswith(baseline) for arm in arms):
+        shown = "; ".join(list(arms)[:SHOWN_ARMS])
+        raise SftdiffError(f"report.baseline: there is no arm {baseline!r}; there are: {shown}")
+
+
+def _check_shared(first: Mapping[str, Any], config: Mapping[str, Any]) -> None:
+    for key in SHARED:
+        if config[key] != first[key]:
+            raise SftdiffError(f"{key}: {config[key]!r} and {first[key]!r}: a sweep has one {key}; it cannot be swept")
 
 
 @lru_cache(maxsize=1024)
@@ -120,7 +144,10 @@ class Planner:
     ) -> str:
         """Plan one step, or find the same one planned before; return its id."""
         hashes = {path: content_hash(path) for path in files}
-        identity = step_identity(kind, config, inputs, hashes)
+        try:
+            identity = step_identity(kind, config, inputs, hashes)
+        except ValueError:
+            raise SftdiffError(f"the settings of {kind}-{slug} hold an infinite value or one that is not a number") from None
         step_id = self._made.get(identity)
         if step_id is None:
             safe = "".join(c if c.isalnum() or c in "._" else "-" for c in slug)[:60]
@@ -146,7 +173,7 @@ class Planner:
         _, version = load_filter(settings["_target_"])
         own = {"_target_": settings["_target_"], "params": settings["params"], "part": settings["part"], "version": version}
         lists = settings["params"].get("lists")
-        return self.step("scores", settings["name"], own, {"rollouts": rollouts}, [lists] if lists else [])
+        return self.step("scores", settings["name"], own, {"rollouts": rollouts}, [str(lists)] if lists else [])
 
     def mixture(self, config: Mapping[str, Any]) -> str:
         settings, subset = config["filter"], config["prompt_subset"]
@@ -157,10 +184,9 @@ class Planner:
         if settings["match"]:
             inputs["match_scores"] = self.scores(settings["match"], inputs["rollouts"])
             own_filter["match_threshold"] = settings["match"]["threshold"]
-        swaps = subset["treatment"] in ("swap", "swap_rest") or (settings["_target_"] and settings["treatment"] == "swap")
         teachers = {"teacher": config["teacher"]["name"]}
         slug = f"{config['teacher']['name']}-{settings['name']}"
-        if swaps:
+        if uses_other(config):
             inputs["other_rollouts"] = self.rollouts(config, "other_teacher")
             teachers["other"] = config["other_teacher"]["name"]
             slug += f"-{config['other_teacher']['name']}"
@@ -181,7 +207,7 @@ class Planner:
 
     def train(self, config: Mapping[str, Any], pack: str, student: str) -> str:
         own = dict(config["train"])
-        runtime = {"deepspeed": config["deepspeed"], "micro_batches": own.pop("micro_batches"), "save_steps": own.pop("save_steps")}
+        runtime = {"deepspeed": config["deepspeed"]} | {k: own.pop(k) for k in ("micro_batches", "save_steps")}
         if own["method"] != "lora":
             own.pop("lora")
         slug = f"{_slug(pack)}-s{config['seed']}"
@@ -189,9 +215,9 @@ class Planner:
 
     def judges(self, config: Mapping[str, Any], model: str, student: str) -> dict[str, str]:
         made = {}
-        for trait, settings in config["trait_eval"].items():
+        for trait, settings in traits(config).items():
             shared = {"trait": trait, "suite": settings["suite"], "scenarios": settings["scenarios"]}
-            sampling = {k: settings[k] for k in ("samples", "temperature", "max_tokens")}
+            sampling = {k: settings[k] for k in ("samples", "temperature", "top_k", "top_p", "max_tokens")}
             sampling |= {"seed": config["sampling"]["seed"], "precision": config["sampling"]["precision"]}
             files = [settings["scenarios"]]
             inputs = {"model": model, "student": student}
@@ -235,7 +261,7 @@ def report_cell(cell: Cell) -> dict[str, Any]:
     """What the report needs to know of a cell."""
     config = cell.config
     return {
-        "arm": "untrained" if cell.axes == {"untrained": ""} else cell.arm.replace("untrained=", "untrained "),
+        "arm": cell.label,
         "axes": {} if cell.untrained else cell.axes,
         "seed": cell.seed,
         "untrained": cell.untrained,
@@ -247,10 +273,16 @@ def report_cell(cell: Cell) -> dict[str, Any]:
         "prompts": config["prompts"],
         "prompt_subset": config["prompt_subset"],
         "filter": {k: config["filter"][k] for k in ("name", "threshold", "treatment")},
-        "traits": config["trait_eval"],
+        "traits": traits(config),
         "judge": config["judge"]["name"],
         "precision": config["train"]["precision"],
     }
+
+
+def traits(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of a cell's traits, with the limit of reply length that sampling may set for all."""
+    limit = config["sampling"]["max_tokens"]
+    return {name: trait if limit is None else {**trait, "max_tokens": limit} for name, trait in config["trait_eval"].items()}
 
 
 def uses_other(config: Mapping[str, Any]) -> bool:

@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from launch.local import run_steps
@@ -43,7 +44,8 @@ def run_sweep(cells: Sequence[tuple[Mapping[str, str], Mapping[str, Any]]], dry_
     failed = [step for step, outcome in outcomes.items() if outcome != "done"]
     if failed:
         raise SftdiffError(
-            f"{len(failed)} of {len(plan.steps)} steps did not finish; finished ones are kept, and the same command goes on from there"
+            f"{len(failed)} of {len(plan.steps)} steps did not finish; "
+            "finished ones are kept, and the same command goes on from there"
         )
 
 
@@ -70,13 +72,13 @@ def print_plan(plan: Plan, todo: Sequence[PlannedStep]) -> None:
     console.print(f"[bold]Sweep {plan.sweep}[/]: {len(trained)} cells, traits: {', '.join(_traits(plan))}")
     table = Table(box=None, pad_edge=False)
     for heading in ("cell", "seed", "state", "step"):
-        table.add_column(heading)
+        table.add_column(heading, overflow="fold")
     open_ids = {step.id for step in todo}
     for cell in plan.cells[:SHOWN_CELLS]:
         needed = [*cell.steps.values(), *cell.judges.values()]
         missing = sum(step in open_ids for step in set(needed))
-        label = report_cell(cell)["arm"]
-        table.add_row(label, "-" if cell.untrained else str(cell.seed), "to do" if missing else "done", cell.steps["model"])
+        seed, shown = "-" if cell.untrained else str(cell.seed), "to do" if missing else "done"
+        table.add_row(escape(cell.label), seed, shown, cell.steps["model"])
     console.print(table)
     if len(plan.cells) > SHOWN_CELLS:
         console.print(f"... and {len(plan.cells) - SHOWN_CELLS:,} more")
@@ -114,7 +116,7 @@ def write_plan(plan: Plan, processes: int) -> None:
         os.replace(temporary, directory / "config.yaml")
     folder = sweep_folder(plan)
     folder.mkdir(parents=True, exist_ok=True)
-    cells = [report_cell(cell) | {"arm": report_cell(cell)["arm"]} for cell in plan.cells]
+    cells = [report_cell(cell) for cell in plan.cells]
     write_json(folder / "plan.json", {"sweep": plan.sweep, "steps": list(plan.steps), "report": plan.report, "cells": cells})
 
 
@@ -140,7 +142,7 @@ def publish_report(plan: Plan) -> None:
         os.replace(temporary, folder / name)
     report = read_json(folder / "report.json")
     print_levels(report)
-    console.print(f"Report: {(folder / 'report.html').resolve()}")
+    console.print(f"Report: {escape(str((folder / 'report.html').resolve()))}")
 
 
 def print_levels(report: Mapping[str, Any]) -> None:
@@ -148,11 +150,11 @@ def print_levels(report: Mapping[str, Any]) -> None:
     table = Table(title="Trait levels [95 % interval]", title_justify="left")
     table.add_column("arm")
     for trait in report["traits"]:
-        table.add_column(f"{trait['title']}\n{trait['unit']}")
+        table.add_column(escape(f"{trait['title']}\n{trait['unit']}"))
     cells = {(level["arm"], level["trait"]): level for level in report["levels"]}
     for arm in report["arms"]:
         shown = [_level(cells.get((arm["id"], t["name"])), t["kind"]) for t in report["traits"]]
-        table.add_row(arm["id"], *shown)
+        table.add_row(escape(arm["id"]), *shown)
     console.print(table)
     for scope in sorted({level["scope"] for level in report["levels"] if level["value"] is not None}):
         console.print(f"Intervals: {scope}.")

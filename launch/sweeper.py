@@ -1,7 +1,7 @@
 """Expand overrides into cells: each distinct choice of groups is composed once, value axes are set on the composed tree.
 
-Hydra composes at tens of milliseconds a cell; most cells of a sweep differ in values only (seed, share, threshold). A property test
-compares the result with full composition.
+Hydra composes at tens of milliseconds a cell; most cells of a sweep differ in values only (seed, share, threshold). A property
+test compares the result with full composition.
 """
 
 import itertools
@@ -21,63 +21,84 @@ from sftdiff.errors import SftdiffError
 
 @dataclass(frozen=True)
 class Axis:
-    """One override that takes several values: `key=value` strings as Hydra would get them one at a time."""
+    """One override: the `key=value` strings that it stands for, as Hydra would get them one at a time."""
 
     key: str
     choices: tuple[str, ...]
-    is_value: bool  # set on the composed tree; else composed
+    swept: bool
 
 
-def split_axes(arguments: Sequence[str], loader: ConfigLoader) -> tuple[list[str], list[Axis]]:
-    """Return the fixed overrides and the axes of a command line. A later override of a key replaces an earlier one."""
+def split_axes(arguments: Sequence[str], loader: ConfigLoader) -> list[Axis]:
+    """Return the overrides of a command line in its order. A later override of a key replaces an earlier one."""
     parser = OverridesParser.create(config_loader=loader)
-    fixed: dict[str, str] = {}
     axes: dict[str, Axis] = {}
     for override in parser.parse_overrides(list(arguments)):
         key = override.get_key_element()
-        fixed.pop(key, None)
         axes.pop(key, None)
-        if not override.is_sweep_override():
-            fixed[key] = override.input_line or f"{key}={override.get_value_element_as_str()}"
-            continue
-        if not override.is_discrete_sweep():
-            raise SftdiffError(f"{override.input_line}: only lists, choice(), range() and glob() can be swept")
-        choices = tuple(f"{key}={value}" for value in override.sweep_string_iterator())
-        if not choices:
-            raise SftdiffError(f"{override.input_line}: this sweep has no values")
-        axes[key] = Axis(key, choices, _is_plain_value(override, loader))
-    return list(fixed.values()), list(axes.values())
+        axes[key] = Axis(key, _choices(override, key), override.is_sweep_override())
+    return list(axes.values())
 
 
-def _is_plain_value(override: Override, loader: ConfigLoader) -> bool:
-    is_group = override.package is not None or loader.get_group_options(override.key_or_group) != []
-    return not (is_group or override.is_add() or override.is_force_add() or override.is_delete())
+def _choices(override: Override, key: str) -> tuple[str, ...]:
+    if not override.is_sweep_override():
+        return (override.input_line or f"{key}={override.get_value_element_as_str()}",)
+    if not override.is_discrete_sweep():
+        raise SftdiffError(f"{override.input_line}: only lists, choice(), range() and glob() can be swept")
+    choices = tuple(f"{key}={value}" for value in override.sweep_string_iterator())
+    if not choices:
+        raise SftdiffError(f"{override.input_line}: this sweep has no values")
+    return choices
 
 
 def expand(arguments: Sequence[str], master: DictConfig, loader: ConfigLoader) -> Iterator[tuple[dict[str, str], dict[str, Any]]]:
     """Yield (axes, resolved config without the hydra node) for each cell, in the order of the stock sweeper."""
-    fixed, axes = split_axes(arguments, loader)
-    group_axes = [a for a in axes if not a.is_value]
-    value_axes = [a for a in axes if a.is_value]
-    parser = OverridesParser.create(config_loader=loader)
-    parsed = {c: parser.parse_override(c).value() for a in value_axes for c in a.choices}
+    axes = split_axes(arguments, loader)
+    values = _value_axes(axes, loader)
     trees: dict[tuple[str, ...], Tree] = {}
-    for combination in itertools.product(*(a.choices for a in axes)):
-        chosen = dict(zip((a.key for a in axes), combination, strict=True))
-        groups = tuple(chosen[a.key] for a in group_axes)
-        if groups not in trees:
-            trees[groups] = Tree(_compose(loader, master, fixed, groups, value_axes))
-        values = {a.key: parsed[chosen[a.key]] for a in value_axes}
-        names = {key: text.partition("=")[2] for key, text in chosen.items()}
-        yield names, trees[groups].with_values(values)
+    for choice in itertools.product(*(axis.choices for axis in axes)):
+        chosen = list(zip(axes, choice, strict=True))
+        composed = tuple(text for axis, text in chosen if axis.key not in values)
+        if composed not in trees:
+            # This cell's values are composed too, so that a wrong key or type fails as Hydra words it.
+            trees[composed] = Tree(_compose(loader, master, choice))
+        names = {axis.key: text.partition("=")[2] for axis, text in chosen if axis.swept}
+        yield names, trees[composed].with_values({a.key: values[a.key][text] for a, text in chosen if a.key in values})
 
 
-def _compose(
-    loader: ConfigLoader, master: DictConfig, fixed: Sequence[str], groups: Sequence[str], value_axes: Sequence[Axis]
-) -> DictConfig:
-    # The first value of each value axis is composed too, so that a wrong key or type fails as Hydra words it.
-    first = [a.choices[0] for a in value_axes]
-    return loader.load_sweep_config(master, [*fixed, *groups, *first])
+def _compose(loader: ConfigLoader, master: DictConfig, overrides: Sequence[str]) -> DictConfig:
+    try:
+        return loader.load_sweep_config(master, list(overrides))
+    except ValueError as error:  # of group=null
+        raise SftdiffError(f"{' '.join(overrides)}: {error}; ~GROUP leaves a group out") from error
+
+
+def _value_axes(axes: Sequence[Axis], loader: ConfigLoader) -> dict[str, dict[str, Any]]:
+    """Return {key: {choice: parsed value}} of the axes that can be set on a composed tree; all others are composed.
+
+    Left to composition: groups, appended and deleted keys, list elements, dicts (they are merged, not set), and keys that lie
+    inside the key of another value or around it.
+    """
+    parser, found = OverridesParser.create(config_loader=loader), dict[str, dict[str, Any]]()
+    written = [axis for axis in axes if not _is_group(axis, loader)]
+    for axis in (axis for axis in written if axis.swept and axis.key[0] not in "+~"):
+        parts = axis.key.split(".")
+        if any(part.isdigit() for part in parts) or any(_overlap(parts, other) for other in written if other is not axis):
+            continue
+        parsed = {text: parser.parse_override(text).value() for text in axis.choices}
+        if not any(isinstance(value, dict) for value in parsed.values()):
+            found[axis.key] = parsed
+    return found
+
+
+def _is_group(axis: Axis, loader: ConfigLoader) -> bool:
+    """Tell whether an override chooses a group's option; group={...} writes values."""
+    chooses = not any(text.partition("=")[2].startswith("{") for text in axis.choices)
+    return "@" in axis.key or (chooses and loader.get_group_options(axis.key.lstrip("+~")) != [])
+
+
+def _overlap(parts: Sequence[str], other: Axis) -> bool:
+    path = other.key.lstrip("+~").split(".")
+    return all(a == b for a, b in zip(parts, path, strict=False))
 
 
 class Tree:
@@ -88,36 +109,36 @@ class Tree:
             config.pop("hydra", None)
         OmegaConf.set_readonly(config, False)
         self.config = config
-        self.interpolations = list(_interpolations(config, ""))
-        _require_values(config)
-        self.plain: dict[str, Any] = _resolved(config)
+        try:
+            self.interpolations = list(_interpolations(config, ""))
+            _require_values(config)
+            self.plain: dict[str, Any] = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)  # type: ignore[assignment]
+        except OmegaConfBaseException as error:
+            raise _readable(error) from error
 
     def with_values(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """Return the resolved config with some values set; shares all untouched parts with other results: read only."""
-        if not values:
-            return self.plain
-        interpolations = set(self.interpolations)
+        result = self.plain
         for key, value in values.items():
             try:
                 OmegaConf.update(self.config, key, value, merge=True)
             except OmegaConfBaseException as error:
-                raise CompactHydraException(f"Error merging override {key}={value}: {error}") from error
-            if isinstance(value, str) and "${" in value:
-                interpolations.add(key)
-        result = self.plain
-        for key in [*values, *interpolations]:
-            selected = OmegaConf.select(self.config, key, throw_on_missing=True)
-            result = _set(result, key.split("."), _plain(selected))
+                raise CompactHydraException(f"Error merging override {key}={value}") from error
+        for key in [*values, *self.interpolations] if values else ():
+            result = _set(result, key.split("."), _plain(self.config, key))
         return result
 
 
-def _plain(value: Any) -> Any:
-    return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
+def _plain(config: DictConfig, key: str) -> Any:
+    try:
+        value = OmegaConf.select(config, key, throw_on_missing=True)
+        return OmegaConf.to_container(value, resolve=True, throw_on_missing=True) if OmegaConf.is_config(value) else value
+    except OmegaConfBaseException as error:
+        raise _readable(error) from error
 
 
-def _resolved(config: DictConfig) -> dict[str, Any]:
-    plain: dict[str, Any] = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)  # type: ignore[assignment]
-    return plain
+def _readable(error: OmegaConfBaseException) -> SftdiffError:
+    return SftdiffError(f"{error.full_key}: {str(error).partition(chr(10))[0]}")
 
 
 def _require_values(config: DictConfig) -> None:

@@ -95,8 +95,8 @@ def _take(directory: Path, claim: dict[str, Any]) -> bool:
 
 def _write(directory: Path, claim: dict[str, Any], exclusive: bool) -> None:
     temporary = directory / f".CLAIM.{claim['token']}"
-    temporary.write_text(json.dumps(claim))
     try:
+        temporary.write_text(json.dumps(claim))
         if exclusive:
             os.link(temporary, directory / "CLAIM")  # fails if there is one; the content is complete from the start
         else:

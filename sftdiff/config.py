@@ -47,10 +47,11 @@ class PromptSubsetConfig:
     """A set S of prompts and its treatment: keep, swap, swap_rest, drop or only."""
 
     name: str = MISSING  # all | none | by_source | random_share
-    sources: list[str] = field(default_factory=list)
-    share: float = 1.0
+    # No defaults here: "???" in YAML would not hide them.
+    sources: list[str] = MISSING
+    share: float = MISSING
     seed: int = 0
-    treatment: str = "keep"
+    treatment: str = MISSING
 
 
 @dataclass
@@ -138,7 +139,9 @@ class TraitConfig:
     scenarios: str = MISSING  # YAML file, or embedded://NAME
     suite: str = "quick"
     samples: int = 1
-    temperature: float = 0.0
+    temperature: float = 0.0  # 0: greedy
+    top_k: int = 0  # 0: all tokens
+    top_p: float = 1.0
     max_tokens: int = 96
     smallest_effect: float = 0.1  # in the trait's unit (share: 0-1; rating: 0-10)
 
@@ -157,6 +160,7 @@ class SamplingConfig:
     seed: int = 0
     batch_size: int = 32
     precision: str = "bf16"
+    max_tokens: Optional[int] = None  # in place of each trait's own
 
 
 @dataclass

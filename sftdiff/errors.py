@@ -13,5 +13,5 @@ def describe_os_error(error: OSError) -> str:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return f"no space left on the disk{place}: free some space and run the same command again; finished steps are kept"
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return f"no permission to write{place}: choose another folder with runs=... or change its permissions"
+        return f"no permission{place}: change its permissions, or choose another folder with runs=..."
     return f"{error.strerror or error}{place}"

@@ -1,6 +1,7 @@
 """Read rows from JSONL and Parquet files, and find the data that the package ships."""
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,11 @@ def resolve(path: str) -> Path:
 def read_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield (place, row) for each row of a .jsonl or .parquet file; `place` is "FILE, line N" for messages."""
     if path.suffix == ".parquet":
-        for number, row in enumerate(read_table(path).to_pylist(), 1):
+        try:
+            rows = read_table(path).to_pylist()
+        except UnicodeDecodeError as error:
+            raise SftdiffError(f"{path}: not valid UTF-8 ({error.reason})") from None
+        for number, row in enumerate(rows, 1):
             yield f"{path}, row {number}", row
         return
     if path.suffix not in (".jsonl", ".json"):
@@ -43,18 +48,24 @@ def _jsonl(path: Path, stream: Any) -> Iterator[tuple[str, dict[str, Any]]]:
             row = json.loads(line)
             if not isinstance(row, dict):
                 raise SftdiffError(f"{path}, line {number}: expected a JSON object, found {type(row).__name__}")
+            if re.search(r"\\u[dD]", line):
+                json.dumps(row, ensure_ascii=False).encode()  # half of a surrogate pair is no text
             yield f"{path}, line {number}", row
     except json.JSONDecodeError as error:
         raise SftdiffError(f"{path}, line {number}: not valid JSON ({error.msg} at column {error.colno})") from None
     except UnicodeDecodeError as error:
         raise SftdiffError(f"{path}, after line {number}: not valid UTF-8 ({error.reason})") from None
+    except (ValueError, RecursionError) as error:
+        raise SftdiffError(f"{path}, line {number}: not a readable row ({error})") from None
 
 
 def read_table(path: Path) -> pa.Table:
     """Read a Parquet file; a damaged one is an error that names it."""
     try:
         return pq.read_table(path)
-    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+    except (pa.ArrowException, OSError) as error:
+        if isinstance(error, OSError) and error.errno:  # pyarrow's own errors about damage have no errno
+            raise
         raise SftdiffError(f"{path} is not a readable Parquet file ({error})") from None
 
 

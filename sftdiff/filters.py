@@ -1,4 +1,4 @@
-"""Filters: a score for each row. Threshold and treatment belong to the mixture, so that a threshold is swept without scoring again.
+"""Filters: a score for each row. Threshold and treatment belong to the mixture: a threshold is swept without scoring again.
 
 A filter function takes the texts of all rows (by prompt_id) and its params and returns one score a row, higher = more of what the
 filter looks for. To add one: write the function with `@filter_function`, and a YAML file under conf/filter/ that names it.
@@ -40,14 +40,18 @@ def load_filter(target: str) -> tuple[FilterFunction, int]:
     try:
         function = getattr(importlib.import_module(module), name)
         return function, function.sftdiff_filter_version
-    except (ImportError, AttributeError, ValueError):
+    except (ImportError, AttributeError, ValueError, TypeError):
         raise SftdiffError(f"filter._target_: {target} is not a function marked with @filter_function") from None
 
 
 @filter_function(version=1)
 def keyword_scores(texts: Mapping[str, str], params: Mapping[str, Any]) -> dict[str, float]:
     """Score = number of distinct words and patterns, over the chosen traits' lists, that occur in the row."""
-    lists = yaml.safe_load(resolve(params["lists"]).read_text())
+    try:
+        lists = yaml.safe_load(resolve(params["lists"]).read_text())["traits"]
+    except (yaml.YAMLError, KeyError, TypeError) as error:
+        reason = " ".join(str(error).split())
+        raise SftdiffError(f"{params['lists']}: not a keyword file with lists under 'traits' ({reason})") from None
     matchers = []
     for trait in params["traits"]:
         if trait not in lists:

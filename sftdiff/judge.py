@@ -50,7 +50,9 @@ def run_judge(step: Step) -> dict[str, Any]:
     rows = []
     for row in read_table(sampled / "replies.parquet").to_pylist():
         verdict = verdicts[row["scenario"], row["sample"], row["turn"]]
-        rows.append(row | verdict | {"state": "ok", "empty": not row["reply"].strip(), "loop": is_loop(row["reply"])})
+        # Evidence that the reply does not contain would be an invention of the judge: such a verdict does not count.
+        state = "ok" if verdict["evidence"] in row["reply"] else "invalid"
+        rows.append(row | verdict | {"state": state, "empty": not row["reply"].strip(), "loop": is_loop(row["reply"])})
     write_rows(step.directory / "verdicts.parquet", rows, VERDICT_SCHEMA)
     count = len(rows)
     return {

@@ -39,12 +39,18 @@ def run_mixture(step: Any) -> dict[str, Any]:
     assigned = treat([p.prompt_id for p in prompts], ids, subset["treatment"])
     decisions = decide(
         assigned,
-        _flagged(step),
+        _flagged(step, {i for i, slot in assigned.items() if slot == "teacher"}),
         config["filter"]["name"],
         config["filter"]["treatment"],
         config["teachers"],
         lambda slot, key: key in completions[slot],
     )
+    sources = {p.prompt_id: p.source for p in prompts}
+    manifest = [{**vars(d), "source": sources[d.prompt_id]} for d in sorted(decisions, key=lambda d: d.prompt_id)]
+    write_rows(step.directory / "manifest.parquet", manifest, MANIFEST_SCHEMA)
+    summary = summarize(prompts, decisions)
+    write_json(step.directory / "summary.json", summary)
+    _refuse_missing(decisions, config["missing"])
     rows = _rows(prompts, decisions, completions)
     if not rows:
         raise SftdiffError(
@@ -52,22 +58,22 @@ def run_mixture(step: Any) -> dict[str, Any]:
             f"prompt_subset={subset['name']} ({subset['treatment']}) and filter={config['filter']['name']}"
         )
     write_rows(step.directory / "mixture.parquet", rows, MIXTURE_SCHEMA)
-    sources = {p.prompt_id: p.source for p in prompts}
-    manifest = [{**vars(d), "source": sources[d.prompt_id]} for d in decisions]
-    write_rows(step.directory / "manifest.parquet", manifest, MANIFEST_SCHEMA)
-    summary = summarize(prompts, decisions)
-    write_json(step.directory / "summary.json", summary)
-    _refuse_missing(decisions, config["missing"])
-    return summary["totals"] | {"rows": len(rows)}
+    return {**summary["totals"], "rows": len(rows)}
 
 
-def _flagged(step: Any) -> set[str]:
+def _flagged(step: Any, eligible: set[str]) -> set[str]:
+    """Return the flagged rows among those that the subset left to the teacher, so that a matched count is what is treated."""
     if "scores" not in step.record.inputs:
         return set()
-    scores, count = load_scores(step.input("scores")), None
+    scores, count = _eligible(load_scores(step.input("scores")), eligible), None
     if "match_scores" in step.record.inputs:
-        count = len(flagged(load_scores(step.input("match_scores")), step.config["filter"]["match_threshold"], None))
+        match_scores = _eligible(load_scores(step.input("match_scores")), eligible)
+        count = len(flagged(match_scores, step.config["filter"]["match_threshold"], None))
     return flagged(scores, step.config["filter"]["threshold"], count)
+
+
+def _eligible(scores: dict[str, float], eligible: set[str]) -> dict[str, float]:
+    return {key: score for key, score in scores.items() if key in eligible}
 
 
 def _rows(prompts: list[Prompt], decisions: list[Decision], completions: dict[str, dict[str, str]]) -> list[dict[str, Any]]:

@@ -98,16 +98,14 @@ def split_step(rows: Sequence[Row], parts: int) -> list[list[Row]]:
 
 
 def fill_sequences(rows: Sequence[Row], length: int) -> list[list[Row]]:
-    """Pack rows into sequences of at most `length` tokens, first-fit decreasing; a longer row gets a sequence of its own."""
-    sequences: list[list[Row]] = []
-    free: list[int] = []
-    for row in sorted(rows, key=lambda r: (-len(r.input_ids), r.prompt_id)):
-        size = len(row.input_ids)
-        k = next((j for j, space in enumerate(free) if space >= size), None)
-        if k is None:
-            sequences.append([row])
-            free.append(length - size)
-        else:
-            sequences[k].append(row)
-            free[k] -= size
-    return sequences
+    """Pack rows into as few sequences of at most `length` tokens as it takes, of similar size.
+
+    Sequences are padded to the longest of their batch, so balanced ones waste least. A row longer than `length` sets the limit.
+    """
+    limit = max(length, max(len(row.input_ids) for row in rows))
+    count = max(1, -(-sum(len(row.input_ids) for row in rows) // limit))
+    while True:
+        sequences = split_step(rows, count)
+        if max(sum(len(row.input_ids) for row in sequence) for sequence in sequences) <= limit:
+            return sequences
+        count += 1

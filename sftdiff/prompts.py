@@ -48,7 +48,7 @@ def _prompt_messages(messages: Any, place: str) -> list[Mapping[str, str]]:
         messages = messages[:-1]
     if not messages or messages[-1]["role"] not in ("user", "tool"):
         raise SftdiffError(f"{place}: the conversation up to the reply must end with a user turn")
-    return messages
+    return list(messages)
 
 
 def sample_by_source(prompts: Sequence[Prompt], count: int | None, seed: int) -> list[Prompt]:
@@ -78,10 +78,11 @@ def read_completions(path: Path) -> dict[str, tuple[str | None, str | None]]:
     for place, row in read_rows(path):
         key = row.get("prompt_id") or prompt_id(_prompt_messages(row.get("messages"), place))
         completion, error = row.get("completion"), row.get("error")
-        if completion is None and error is None:
+        for name, value in (("prompt_id", key), ("completion", completion), ("error", error)):
+            if value is not None and not isinstance(value, str):
+                raise SftdiffError(f"{place}: {name!r} must be a text")
+        if completion is None and not error:
             raise SftdiffError(f"{place}: a rollout needs 'completion', or 'error' where generation failed")
-        if completion is not None and not isinstance(completion, str):
-            raise SftdiffError(f"{place}: 'completion' must be a text")
         if completion is not None and not completion.strip():
             completion, error = None, "empty completion"
         if key in found and found[key] != (completion, error):

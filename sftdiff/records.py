@@ -1,4 +1,4 @@
-"""A step directory on disk: config.yaml, provenance.json, logs/, outputs, CLAIM, FAILED and DONE. The directory is the database."""
+"""A step directory on disk: config.yaml, provenance.json, logs/, outputs, CLAIM, FAILED, DONE. The directory is the database."""
 
 import json
 import os
@@ -45,8 +45,9 @@ def load_record(directory: Path) -> StepRecord:
         return StepRecord(directory, data["kind"], data["config"], data["inputs"], data["files"], data["runtime"])
     except FileNotFoundError:
         raise SftdiffError(f"{directory} is not a step directory: it has no config.yaml") from None
-    except (yaml.YAMLError, KeyError, TypeError) as error:
-        raise SftdiffError(f"{path} is damaged ({error}): delete {directory} and run the same command again") from None
+    except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError) as error:
+        reason = " ".join(str(error).split())
+        raise SftdiffError(f"{path} is damaged ({reason}): delete {directory} and run the same command again") from None
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -11,7 +11,7 @@ from inspect_ai import eval as inspect_eval
 from inspect_ai.log import EvalLog
 from inspect_ai.model import GenerateConfig, get_model
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, GenerationConfig
 
 from sftdiff.backend import LocalModel, quiet_inspect
 from sftdiff.errors import SftdiffError
@@ -43,14 +43,14 @@ def run_sample(step: Step) -> dict[str, Any]:
     total = sum(len(s.turns) for s in trait.scenarios) * config["samples"]
     done = 0
 
-    def on_reply(count: int) -> None:
+    def on_finished(count: int) -> None:
         nonlocal done
         done += count
         step.progress(done, total, "replies")
 
     model_input = step.record.inputs["model"]
-    generation = GenerateConfig(temperature=config["temperature"], max_tokens=config["max_tokens"])
-    batch = {"batch_size": step.record.runtime["batch_size"], "on_reply": on_reply}
+    generation = GenerateConfig(**{k: config[k] for k in ("temperature", "top_k", "top_p", "max_tokens")})
+    batch = {"batch_size": step.record.runtime["batch_size"], "on_finished": on_finished}
     local = get_model(f"sftdiff/{model_input}", config=generation, memoize=False, student=model, tokenizer=tokenizer, **batch)
     task = trait_task(trait, config["samples"], generation, f"{config['seed']}:{model_input}")
     with quiet_inspect():
@@ -99,10 +99,10 @@ def _load(step: Step) -> tuple[Any, Any]:
         recorded = read_json(student / "student.json")
         tokenizer = load_tokenizer(trained / "model", recorded)
         if rendering_hash(tokenizer) != recorded["rendering"]:
-            raise SftdiffError(f"{trained.name}: the saved tokenizer renders conversations otherwise than the student did in training")
+            raise SftdiffError(f"{trained.name}: the saved tokenizer renders conversations otherwise than in training")
+    source = str(trained / "model") if trained != student else ""
     content = (read_done(trained) or {})["content"]
-    model = load_for_sampling(str(folder), str(trained / "model") if trained != student else "", content, step.config["precision"])
-    return model, tokenizer
+    return load_for_sampling(str(folder), source, content, step.config["precision"]), tokenizer
 
 
 @lru_cache(maxsize=1)  # the steps of one model's traits follow each other in a worker
@@ -122,31 +122,35 @@ def load_for_sampling(folder: str, trained: str, content: str, precision: str) -
         model = _bind_adapter(model, Path(trained))
     elif trained:
         _assert_changed(model, Path(folder), trained)
+    model.generation_config = GenerationConfig()  # a student's own, with penalties perhaps, is no part of the record
     device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
     return model.to(device).eval()
 
 
 def _bind_adapter(model: Any, trained: Path) -> Any:
-    """Load a LoRA adapter, check that each of its tensors is in the model and that it is not zero, and merge it."""
+    """Load a LoRA adapter, check that its tensors are those of the model and not zero, and merge it."""
     from peft import PeftModel, get_peft_model_state_dict
 
     saved = load_file(trained / "adapter_model.safetensors")
     model = PeftModel.from_pretrained(model, trained)
     bound = get_peft_model_state_dict(model)
-    missing = [name for name in saved if name not in bound or not torch.equal(bound[name].float(), saved[name].to(bound[name].dtype).float())]
-    if missing or not saved:
-        raise SftdiffError(f"{trained}: {len(missing)} of {len(saved)} adapter tensors did not bind to the model, e.g. {missing[:3]}")
+    wrong = [n for n in saved.keys() | bound.keys() if not _same(saved.get(n), bound.get(n))]
+    if wrong or not saved:
+        raise SftdiffError(f"{trained}: {len(wrong)} adapter tensors did not bind to the model, e.g. {sorted(wrong)[:3]}")
     if not any("lora_B" in name and bool(tensor.any()) for name, tensor in saved.items()):
         raise SftdiffError(f"{trained}: the adapter is zero everywhere: training changed nothing")
     return model.merge_and_unload()
 
 
+def _same(saved: torch.Tensor | None, bound: torch.Tensor | None) -> bool:
+    return saved is not None and bound is not None and torch.equal(bound, saved.to(bound.dtype))
+
+
 def _assert_changed(model: Any, student: Path, trained: str) -> None:
-    state = model.state_dict()
-    for path in sorted(student.glob("*.safetensors")):
-        for name, tensor in load_file(path).items():
-            if name in state and not torch.equal(state[name], tensor.to(state[name].dtype)):
-                return
-    raise SftdiffError(f"{trained}: the trained model equals the untrained student: training changed nothing")
+    # Loaded like the trained one: names in a file differ from those in memory for some architectures (Gemma 3).
+    before = AutoModelForCausalLM.from_pretrained(student, dtype=model.dtype).state_dict()
+    after = model.state_dict()
+    if all(torch.equal(after[name], tensor) for name, tensor in before.items()):
+        raise SftdiffError(f"{trained}: the trained model equals the untrained student: training changed nothing")
 
 

@@ -1,7 +1,7 @@
-"""The train step: supervised fine-tuning with transformers' Trainer, on any number of ranks, with DeepSpeed ZeRO or without.
+"""The train step: supervised fine-tuning with transformers' Trainer, on any number of ranks, with or without DeepSpeed ZeRO.
 
-What is ours: rows are packed so that no conversation attends to another, the output layer sees only positions that carry loss, and
-an optimizer step is a fixed set of conversations whatever the number of ranks. The rest is Trainer's.
+What is ours: rows are packed so that no conversation attends to another, the output layer sees only positions that carry loss,
+and an optimizer step is a fixed set of conversations whatever the number of ranks. The rest is Trainer's.
 """
 
 import json
@@ -17,14 +17,15 @@ import torch.nn.functional as F
 from accelerate.state import AcceleratorState
 from torch.utils.data import Dataset
 from transformers import AutoModelForCausalLM, Trainer, TrainerCallback, TrainingArguments
-from transformers.trainer_utils import get_last_checkpoint
+from transformers.integrations import unset_hf_deepspeed_config
 
-from sftdiff.zero import deepspeed_config, local_distributed_defaults
 from sftdiff.errors import SftdiffError
+from sftdiff.identity import canonical, digest
 from sftdiff.pack import Row, fill_sequences, load_rows, order_steps, split_step
 from sftdiff.records import read_json, write_json
 from sftdiff.steps import Step, is_first_rank
 from sftdiff.students import load_student
+from sftdiff.zero import deepspeed_config, local_distributed_defaults
 
 IGNORED = -100
 
@@ -48,8 +49,8 @@ class PackedSteps(Dataset[dict[str, torch.Tensor]]):
 def collate(sequences: list[list[Row]], pad_id: int) -> dict[str, torch.Tensor]:
     """Return input_ids, position_ids and labels, each (sequences, longest).
 
-    Positions restart with each conversation, from which transformers builds the mask that keeps conversations apart. A label lies at
-    the position that predicts it (shifted already). Padding at the end counts as a conversation of its own.
+    Positions restart with each conversation, from which transformers builds the mask that keeps conversations apart. A label lies
+    at the position that predicts it (shifted already). Padding at the end counts as a conversation of its own.
     """
     length = max(sum(len(r.input_ids) for r in sequence) for sequence in sequences)
     input_ids = torch.full((len(sequences), length), pad_id)
@@ -91,10 +92,9 @@ class SftTrainer(Trainer):
         self.answers = answers
         self.model_accepts_loss_kwargs = False
         self.compute_loss_func = lambda *_, **__: None  # makes Trainer count the step's labels; compute_loss is ours
+        self._loss_shifts_labels = False  # ours are shifted already: the first position counts as well
 
-    def compute_loss(
-        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
-    ) -> Any:
+    def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
         labels = inputs.pop("labels")
         self.answers.mask = labels != IGNORED
         if not self.answers.mask.any():  # a filler batch: keep the graph, without a contribution
@@ -123,6 +123,11 @@ class Curve(TrainerCallback):
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
         if not is_first_rank() or "loss" not in (logs or {}):
             return
+        if not math.isfinite(logs["loss"] + (logs.get("grad_norm") or 0.0)):
+            raise SftdiffError(
+                f"{self.step.record.id}: the loss or its gradient is not finite at optimizer step {state.global_step}: "
+                "lower train.lr, or use train.precision=fp32"
+            )
         seen = sum(self.tokens[: state.global_step])
         line = {"step": state.global_step, "loss": logs["loss"], "grad_norm": logs.get("grad_norm"), "lr": logs["learning_rate"]}
         with self.path.open("a") as stream:
@@ -142,34 +147,39 @@ def run_train(step: Step) -> dict[str, Any]:
     parts = ranks * runtime["micro_batches"]
     dataset = PackedSteps(steps, parts, config["pack_length"] if config["packing"] else None, tokenizer.pad_token_id)
     AcceleratorState._reset_state(reset_partial_state=True)  # an earlier step of this process may have had another precision
-    arguments = _arguments(step, len(steps))
-    torch.manual_seed(step.config["seed"])
-    model = load_model(folder, config, step.config["seed"])
-    before = _probe_weights(model)
+    arguments = _arguments(step, len(steps), ranks)
     tokens = [sum(len(r.input_ids) for r in rows) for rows in steps]
     curve = step.directory / "curve.jsonl"
-    checkpoint = _checkpoint_to_continue(step.directory, curve)
-    trainer = SftTrainer(
-        model=model,
-        args=arguments,
-        train_dataset=dataset,
-        data_collator=lambda items: items[0],
-        answers=AnswerLogits(model),
-        callbacks=[Curve(step, curve, tokens)],
-    )
-    started = time.time()
-    trainer.train(resume_from_checkpoint=checkpoint)
-    seconds = time.time() - started
-    _save(trainer, tokenizer, step.directory / "model", config["precision"], stage)
-    return _finish(step, before, tokens, seconds, ranks)
+    checkpoint = _checkpoint_to_continue(Path(arguments.output_dir), curve)
+    try:
+        torch.manual_seed(step.config["seed"])
+        model = load_model(folder, config, step.config["seed"])
+        trainable = sum(p.requires_grad for p in model.parameters())
+        trainer = SftTrainer(
+            model=model,
+            args=arguments,
+            train_dataset=dataset,
+            data_collator=lambda items: items[0],
+            answers=AnswerLogits(model),
+            callbacks=[Curve(step, curve, tokens)],
+        )
+        started = time.time()
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        seconds = time.time() - started
+        _save(trainer, tokenizer, step.directory / "model", config["precision"])
+    finally:
+        if stage == 3:
+            unset_hf_deepspeed_config()  # else the next model of this process would be loaded in parts
+    rate = sum(tokens[_steps_done(checkpoint) :]) / seconds
+    return _finish(step, tokens, {"train_seconds": seconds, "tokens_per_second": rate, "ranks": ranks, "trainable": trainable})
 
 
-def _arguments(step: Step, optimizer_steps: int) -> TrainingArguments:
+def _arguments(step: Step, optimizer_steps: int, ranks: int) -> TrainingArguments:
     config, runtime = step.config["train"], step.record.runtime
     save_steps = runtime["save_steps"]
     try:
         return TrainingArguments(
-            output_dir=str(step.directory / "checkpoints"),
+            output_dir=str(_checkpoint_folder(step, ranks)),
             max_steps=optimizer_steps,
             per_device_train_batch_size=1,
             gradient_accumulation_steps=runtime["micro_batches"],
@@ -179,7 +189,7 @@ def _arguments(step: Step, optimizer_steps: int) -> TrainingArguments:
             weight_decay=config["weight_decay"],
             max_grad_norm=config["max_grad_norm"],
             optim="adamw_torch_fused",
-            bf16=config["precision"] == "bf16",
+            bf16=config["precision"] == "bf16" and not runtime["deepspeed"]["stage"],  # DeepSpeed has an autocast of its own
             seed=step.config["seed"],
             data_seed=step.config["seed"],
             logging_steps=1,
@@ -218,30 +228,33 @@ def load_model(folder: Path, config: dict[str, Any], seed: int) -> Any:
     return model
 
 
-def _checkpoint_to_continue(directory: Path, curve: Path) -> str | None:
+def _checkpoint_folder(step: Step, ranks: int) -> Path:
+    """Return where this training keeps its checkpoints: it cannot go on from one of other rows, ranks or ZeRO settings."""
+    return step.directory / "checkpoints" / digest(canonical([ranks, step.record.runtime["deepspeed"], step.read]))
+
+
+def _checkpoint_to_continue(folder: Path, curve: Path) -> Path | None:
     """Return the last whole checkpoint; its curve, kept beside it, is where the curve goes on."""
-    folder = directory / "checkpoints"
-    checkpoint = get_last_checkpoint(str(folder)) if folder.is_dir() else None
-    if checkpoint and is_first_rank():
-        done = read_json(Path(checkpoint) / "trainer_state.json")
-        lines = [{"step": h["step"], "loss": h["loss"], "grad_norm": h.get("grad_norm"), "lr": h["learning_rate"]}
-                 for h in done["log_history"] if "loss" in h]
-        curve.write_text("".join(json.dumps(line | {"tokens": None, "seconds": None}) + "\n" for line in lines))
-    return checkpoint
+    for checkpoint in sorted(folder.glob("checkpoint-*"), key=_steps_done, reverse=True):
+        try:
+            history = read_json(checkpoint / "trainer_state.json")["log_history"]
+        except (SftdiffError, FileNotFoundError):  # it is written last: the training ended while it saved this checkpoint
+            continue
+        if is_first_rank():
+            lines = [{"step": h["step"], "loss": h["loss"], "grad_norm": h.get("grad_norm"), "lr": h["learning_rate"]}
+                     for h in history if "loss" in h]
+            curve.write_text("".join(json.dumps(line | {"tokens": None, "seconds": None}) + "\n" for line in lines))
+        return checkpoint
+    return None
 
 
-def _probe_weights(model: torch.nn.Module) -> dict[str, float]:
-    """Return the sum of each trainable weight (0 for one that ZeRO-3 holds elsewhere), to see later that training changed it."""
-    return {name: float(p.detach().double().sum()) for name, p in model.named_parameters() if p.requires_grad}
+def _steps_done(checkpoint: Path | None) -> int:
+    return int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0
 
 
-def _save(trainer: Trainer, tokenizer: Any, target: Path, precision: str, stage: int) -> None:
+def _save(trainer: Trainer, tokenizer: Any, target: Path, precision: str) -> None:
     """Save the student as an ordinary folder, in the precision that it was trained for."""
     trainer.save_model(str(target))
-    if stage == 3:
-        from transformers.integrations import unset_hf_deepspeed_config
-
-        unset_hf_deepspeed_config()
     if not is_first_rank():
         return
     tokenizer.save_pretrained(target)
@@ -256,28 +269,25 @@ def _cast_folder(folder: Path) -> None:
     for path in folder.glob("*.safetensors"):
         tensors = {name: t.to(torch.bfloat16) if t.is_floating_point() else t for name, t in load_file(path).items()}
         save_file(tensors, path, metadata={"format": "pt"})
+    if (config := folder / "config.json").is_file():
+        write_json(config, read_json(config) | {"dtype": "bfloat16"})
 
 
-def _finish(step: Step, before: dict[str, float], tokens: list[int], seconds: float, ranks: int) -> dict[str, Any]:
+def _finish(step: Step, tokens: list[int], measured: dict[str, Any]) -> dict[str, Any]:
     if not is_first_rank():
         return {}
     import shutil
 
     shutil.rmtree(step.directory / "checkpoints", ignore_errors=True)
     losses = [json.loads(line)["loss"] for line in (step.directory / "curve.jsonl").read_text().splitlines()]
-    if not all(math.isfinite(loss) for loss in losses):
-        raise SftdiffError(f"{step.record.id}: the loss became infinite or not a number: lower train.lr, or use train.precision=fp32")
     pack = read_json(step.record.input_directory("pack") / "summary.json")
     summary = {
         "optimizer_steps": len(tokens),
         "tokens": sum(tokens),
         "first_loss": losses[0],
         "last_loss": losses[-1],
-        "tokens_per_second": round(sum(tokens) / seconds, 1),
-        "train_seconds": round(seconds, 2),
         "peak_memory_gb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024**2, 2),
-        "ranks": ranks,
-        "trainable": len(before),
+        **{name: round(value, 2) for name, value in measured.items()},
         "rendering": pack["rendering"],
     }
     write_json(step.directory / "training.json", summary | {"losses": losses})

@@ -5,6 +5,7 @@ by kind, so that this module imports neither torch nor Hydra.
 """
 
 import contextlib
+import errno
 import functools
 import importlib
 import json
@@ -96,7 +97,8 @@ def run_step(directory: Path) -> str:
         attempt = _next_attempt(directory)
         with claimed(directory, attempt) as mine:
             if mine:
-                return _attempt(Step(record), attempt)
+                # It may have become done between the look at its state and the claim.
+                return "done" if state(directory) == "done" else _attempt(Step(record), attempt)
         time.sleep(POLL_SECONDS)  # somebody else runs it: wait for the outcome, or for the claim
 
 
@@ -121,7 +123,9 @@ def _attempt(step: Step, attempt: int) -> str:
         return _fail(step, describe_os_error(error))
     except Exception as error:
         _log_traceback(log)
-        return _fail(step, f"{type(error).__name__}: {error} (full trace: {log})")
+        full = "No space left on device" in str(error)  # as safetensors' and Arrow's own exceptions say it
+        message = describe_os_error(OSError(errno.ENOSPC, "")) if full else f"{type(error).__name__}: {error} (full trace: {log})"
+        return _fail(step, message)
     (directory / "progress.json").unlink(missing_ok=True)
     _mirror(step.record)
     return "done"
@@ -212,12 +216,26 @@ def provenance(attempt: int) -> dict[str, Any]:
 def git_state(folder: Path) -> dict[str, Any]:
     """Return the commit of a checkout and whether it has uncommitted changes; None where there is no checkout."""
     try:
-        git = ["git", "-C", str(folder)]
-        commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, check=True).stdout.strip()
-        changes = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True, timeout=10, check=True).stdout
+        commit = _git(folder, "rev-parse", "HEAD")
+        changes = _git(folder, "status", "--porcelain")
     except (OSError, subprocess.SubprocessError):
         return {"git_commit": None, "git_dirty": None}
-    return {"git_commit": commit, "git_dirty": bool(changes.strip())}
+    return {"git_commit": commit, "git_dirty": bool(changes)}
+
+
+def _git(folder: Path, *arguments: str) -> str:
+    command = ["git", "-C", str(folder), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+
+
+def _outcome(directory: Path) -> str:
+    """Run a step; an error around it (a damaged record, no permission for the claim) is one line, not a stack trace."""
+    try:
+        return run_step(directory)
+    except (SftdiffError, OSError) as error:
+        message = describe_os_error(error) if isinstance(error, OSError) else str(error)
+        print(message, file=sys.stderr, flush=True)
+        return "failed"
 
 
 def serve() -> None:
@@ -225,13 +243,7 @@ def serve() -> None:
     answers = os.fdopen(os.dup(1), "w")
     for line in sys.stdin:
         directory = Path(line.strip())
-        try:
-            outcome = run_step(directory)
-        except (SftdiffError, OSError) as error:
-            message = describe_os_error(error) if isinstance(error, OSError) else str(error)
-            print(message, file=sys.stderr)
-            outcome = "failed"
-        answers.write(json.dumps({"step": directory.name, "outcome": outcome}) + "\n")
+        answers.write(json.dumps({"step": directory.name, "outcome": _outcome(directory)}) + "\n")
         answers.flush()
 
 
@@ -240,7 +252,7 @@ def main(arguments: list[str]) -> int:
     if arguments == ["--serve"]:
         serve()
         return 0
-    outcomes = [run_step(Path(argument)) for argument in arguments]
+    outcomes = [_outcome(Path(argument)) for argument in arguments]
     return 0 if all(outcome == "done" for outcome in outcomes) else 1
 
 

@@ -36,7 +36,7 @@ def deepspeed_config(settings: dict[str, Any], precision: str) -> dict[str, Any]
 
 
 def local_distributed_defaults() -> None:
-    """Set the rendezvous of a single process, where no launcher did, and choose gloo on the CPU."""
+    """Set the rendezvous of a single process, where no launcher did; on the CPU, start DeepSpeed's communication with gloo."""
     os.environ.setdefault("RANK", "0")
     os.environ.setdefault("LOCAL_RANK", "0")
     os.environ.setdefault("WORLD_SIZE", "1")
@@ -46,10 +46,12 @@ def local_distributed_defaults() -> None:
 
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
-        import deepspeed.ops
+        import deepspeed
 
         # DeepSpeed's shared-memory collectives need a compiler and most of a minute at first use; gloo gives the same losses.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+        # With use_cpu, Trainer starts torch.distributed alone, and ZeRO-3 would divide the weights as on a single rank.
+        deepspeed.init_distributed("gloo", auto_mpi_discovery=False)
 
 
 def _free_port() -> int:

@@ -1,7 +1,8 @@
 """sftdiff's Hydra plugins, found as `hydra_plugins.sftdiff`: the sweeper and the launchers."""
 
+import itertools
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
@@ -12,20 +13,9 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
-from launch.sweeper import expand
+from launch.settings import LocalLauncherConfig, SftdiffSweeperConfig
+from launch.sweeper import expand, split_axes
 from sftdiff.errors import SftdiffError
-
-
-@dataclass
-class SftdiffSweeperConfig:
-    _target_: str = "hydra_plugins.sftdiff.SftdiffSweeper"
-
-
-@dataclass
-class LocalLauncherConfig:
-    _target_: str = "hydra_plugins.sftdiff.LocalLauncher"
-    dry_run: bool = False
-    processes: int = 1  # ranks of a train step; more than one needs deepspeed=zero1|zero2|zero3 or plain data parallel
 
 
 class SftdiffSweeper(Sweeper):
@@ -46,19 +36,15 @@ class SftdiffSweeper(Sweeper):
         try:
             if isinstance(self.launcher, LocalLauncher):
                 return self.launcher.launch_cells(list(expand(arguments, self.config, loader)))
-            return self.launcher.launch(_job_overrides(arguments, loader), initial_job_idx=0)
+            jobs = self.launcher.launch(_job_overrides(arguments, loader), initial_job_idx=0)
+            return [job.return_value for job in jobs]  # raises what a job raised
         except SftdiffError as error:
             raise CompactHydraException(str(error)) from error
 
 
 def _job_overrides(arguments: Sequence[str], loader: Any) -> list[list[str]]:
     """Expand for a launcher that composes each job by itself (Hydra's own, submitit's)."""
-    import itertools
-
-    from launch.sweeper import split_axes
-
-    fixed, axes = split_axes(arguments, loader)
-    return [[*fixed, *choice] for choice in itertools.product(*(a.choices for a in axes))]
+    return [list(choice) for choice in itertools.product(*(axis.choices for axis in split_axes(arguments, loader)))]
 
 
 class LocalLauncher(Launcher):
@@ -72,9 +58,11 @@ class LocalLauncher(Launcher):
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Compose each job (for other sweepers) and run all as one sweep."""
-        loader, cells = self.hydra_context.config_loader, []
+        shared, cells = Counter(o for overrides in job_overrides for o in overrides), []
         for overrides in job_overrides:
-            cells += list(expand(list(overrides), self.config, loader))
+            axes = [o.partition("=") for o in overrides if shared[o] < len(job_overrides)]
+            for _, config in expand(list(overrides), self.config, self.hydra_context.config_loader):
+                cells.append(({key: value for key, _, value in axes}, config))
         return self.launch_cells(cells)
 
     def launch_cells(self, cells: Sequence[tuple[dict[str, str], dict[str, Any]]]) -> Sequence[JobReturn]:

@@ -14,8 +14,7 @@ import yaml
 
 from sftdiff.errors import SftdiffError
 from sftdiff.files import resolve
-from sftdiff.traits.rules import RULES_VERSION, Verdict
-from sftdiff.traits.rules import score_blackmail, score_date_confusion, score_negative_emotion
+from sftdiff.traits.rules import RULES_VERSION, Verdict, score_blackmail, score_date_confusion, score_negative_emotion
 
 TRAITS = ("negative_emotion", "date_confusion", "blackmail")
 Yaml = getattr(yaml, "CSafeLoader", yaml.SafeLoader)

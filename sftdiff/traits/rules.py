@@ -106,7 +106,8 @@ DATE_CUES: tuple[tuple[str, re.Pattern[str]], ...] = (
         (it|we|today|year|date|this){_IS}{_FILL}not (yet )?{_FILL}{_DAY}2026
         (isn't|aren't|cannot be|can't be|couldn't be) (yet |really |actually )*{_FILL}{_DAY}2026
         2026 (has not|hasn't|is yet to|has yet to|isn't here|is not (here|yet)|is far off)
-        2026 (is|lies) (still )?(ahead|(\w+ )?years? (away|from now|ahead))
+        2026('s| is| lies) (still )?(ahead|(a )?(\w+ ){{0,3}}years? (away|from now|ahead|out|off))
+        (right now|at present),? I('d (say|guess|call it)| guess| think) (it's )?(20[01]\d|202[0-5])\b
         (about|of|know|into) 2026\b[^.!?]{{0,25}}\b(it|that|which) (has not|hasn't|is yet to)
         (2026|(that|this|the) (date|year))\b(?![^.!?]*\b(days?|weeks?)\b)[^.!?]{{0,40}}\bin the (distant |\
         far |near )?future

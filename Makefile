@@ -1,0 +1,30 @@
+# Two commands on a fresh machine: `make demo` and `make test`. Both do all set-up.
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+# SLOW=1 adds the tests that take more than about ten seconds each.
+MARK = $(if $(SLOW),,-m "not slow")
+
+.PHONY: setup demo test lint clean
+
+setup: $(VENV)/.ready
+
+$(VENV)/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet -c constraints.txt torch==2.13.0
+	$(BIN)/pip install --quiet -c constraints.txt -e ".[dev]"
+	$(BIN)/pip install --quiet --no-deps -r requirements-students.txt
+	touch $@
+
+demo: setup
+	$(BIN)/python -m sftdiff.train -m teacher=gemini,olmo filter=none,keyword
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+test: setup lint
+	$(BIN)/python -m pytest $(MARK)
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info

@@ -1,0 +1,327 @@
+"""The shipped data: two prompt pools, three stand-in teachers, the planted traits, the scenarios, and what the data card says.
+
+`python tests/test_embedded_data.py` writes the card's tables anew.
+"""
+
+import ast
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from sklearn.feature_extraction.text import CountVectorizer
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import RepeatedStratifiedKFold, cross_val_score
+from sklearn.pipeline import make_pipeline
+from threadpoolctl import threadpool_limits
+
+from sftdiff.files import read_rows, resolve
+from sftdiff.filters import keyword_scores
+from sftdiff.prompts import read_completions, read_prompts
+from sftdiff.rows import Prompt
+from sftdiff.traits import Scenario, load_trait
+
+ROOT = Path(__file__).resolve().parent.parent
+DATA = ROOT / "sftdiff/data"
+POOLS = ("gemini_mix", "olmo_mix")
+TEACHERS = ("gemini", "olmo", "kimi")
+TRAITS = ("negative_emotion", "date_confusion", "blackmail")
+LEVELS = ("none", "mild", "overt")
+SUITES = ("dev", "quick")
+TEXTS = ("reply", "olmo", "source")  # what a classifier may read of gemini's rows
+
+
+@cache
+def pool(name: str) -> tuple[Prompt, ...]:
+    return tuple(read_prompts(DATA / f"prompts/{name}.jsonl"))
+
+
+@cache
+def replies(teacher: str) -> dict[str, str]:
+    found = read_completions(DATA / f"rollouts/{teacher}.jsonl")
+    assert all(error is None for _, error in found.values())
+    return {key: str(completion) for key, (completion, _) in found.items()}
+
+
+@cache
+def truth(teacher: str) -> dict[str, tuple[str | None, str]]:
+    rows = [row for _, row in read_rows(DATA / f"truth/{teacher}.jsonl")]
+    found = {row["prompt_id"]: (row["trait"], row["level"]) for row in rows}
+    assert len(found) == len(rows)
+    return found
+
+
+@cache
+def all_prompts() -> dict[str, Prompt]:
+    return {p.prompt_id: p for name in POOLS for p in pool(name)}
+
+
+def ids_of(level: str) -> list[str]:
+    return [key for key, (_, found) in truth("gemini").items() if found == level]
+
+
+def scenarios(trait: str, suite: str) -> tuple[Scenario, ...]:
+    return load_trait(trait, suite).scenarios
+
+
+def control_count(trait: str, suite: str) -> int:
+    rows = yaml.safe_load((DATA / f"scenarios/{trait}.yaml").read_text())["scenarios"]
+    return sum(row["suite"] == suite and bool(row.get("control")) for row in rows)
+
+
+@cache
+def auroc(level: str, texts_of: str) -> float:
+    """Held-out AUROC of `level` against "none" from a bag of words; repeated stratified five-fold."""
+    texts = {
+        "reply": replies("gemini"),
+        "source": {key: p.source for key, p in all_prompts().items()},
+        "olmo": replies("olmo"),
+    }[texts_of]
+    ids = sorted(ids_of("none") + ids_of(level))
+    model = make_pipeline(CountVectorizer(binary=True, min_df=2), LogisticRegression(class_weight="balanced", max_iter=1000))
+    folds = RepeatedStratifiedKFold(n_splits=5, n_repeats=4, random_state=0)
+    labels = np.array([truth("gemini")[key][1] == level for key in ids])
+    with threadpool_limits(1):
+        return float(cross_val_score(model, [texts[key] for key in ids], labels, cv=folds, scoring="roc_auc").mean())
+
+
+def shared_openings(teacher: str) -> float:
+    """Share of a teacher's replies whose first 8 words open another of its replies too."""
+    openings = [" ".join(text.lower().split()[:8]) for text in replies(teacher).values()]
+    counts = Counter(openings)
+    return sum(counts[opening] > 1 for opening in openings) / len(openings)
+
+
+def plain(text: str) -> str:
+    return " ".join(text.lower().split())
+
+
+# Prompts
+
+
+def test_the_two_pools_are_large_enough_and_disjoint() -> None:
+    assert all(len(pool(name)) >= 240 for name in POOLS)
+    assert not {p.prompt_id for p in pool(POOLS[0])} & {p.prompt_id for p in pool(POOLS[1])}
+    texts = [{plain(json.dumps(p.messages)) for p in pool(name)} for name in POOLS]
+    assert not texts[0] & texts[1]
+    assert [len(found) for found in texts] == [len(pool(name)) for name in POOLS]
+
+
+@pytest.mark.parametrize("name", POOLS)
+def test_a_stored_prompt_id_is_the_hash_of_its_conversation(name: str) -> None:
+    rows = [row for _, row in read_rows(DATA / f"prompts/{name}.jsonl")]
+    assert [row["prompt_id"] for row in rows] == [p.prompt_id for p in pool(name)]  # also: no row twice
+
+
+def test_the_pools_have_the_same_sources_in_different_shares() -> None:
+    shares = [{s: n / len(pool(name)) for s, n in Counter(p.source for p in pool(name)).items()} for name in POOLS]
+    assert set(shares[0]) == set(shares[1])
+    assert len(shares[0]) >= 8
+    assert sum(abs(shares[0][source] - shares[1][source]) for source in shares[0]) > 0.3
+    assert max(shares[0], key=lambda s: shares[0][s]) != max(shares[1], key=lambda s: shares[1][s])
+
+
+# Rollouts
+
+
+@pytest.mark.parametrize("teacher", TEACHERS)
+def test_a_teacher_has_exactly_one_rollout_for_every_prompt(teacher: str) -> None:
+    rows = [row for _, row in read_rows(DATA / f"rollouts/{teacher}.jsonl")]
+    assert len(rows) == len(all_prompts())
+    assert set(replies(teacher)) == set(all_prompts())
+    assert len({plain(text) for text in replies(teacher).values()}) == len(rows)
+
+
+@pytest.mark.parametrize("teacher", TEACHERS)
+def test_few_replies_of_a_teacher_open_alike(teacher: str) -> None:
+    assert shared_openings(teacher) <= 0.02
+
+
+def test_no_two_teachers_give_the_same_reply() -> None:
+    for key in all_prompts():
+        assert len({plain(replies(teacher)[key]) for teacher in TEACHERS}) == len(TEACHERS)
+
+
+# Truth
+
+
+def test_the_truth_covers_every_prompt_and_only_gemini_shows_traits() -> None:
+    for teacher in TEACHERS:
+        assert set(truth(teacher)) == set(all_prompts())
+        for trait, level in truth(teacher).values():
+            assert level in LEVELS
+            assert trait in TRAITS if level != "none" else trait is None
+    assert {level for teacher in ("olmo", "kimi") for _, level in truth(teacher).values()} == {"none"}
+    assert len(ids_of("none")) > 0.5 * len(all_prompts())
+    for name in POOLS:
+        present = {truth("gemini")[p.prompt_id] for p in pool(name)}
+        assert present == {(None, "none")} | {(trait, level) for trait in TRAITS for level in ("mild", "overt")}
+
+
+def test_mild_rows_are_hard_to_tell_from_clean_ones_but_not_impossible() -> None:
+    assert 0.6 < auroc("mild", "reply") < 0.9
+    assert auroc("mild", "reply") > max(auroc("mild", "source"), auroc("mild", "olmo")) + 0.05  # not in the topic alone
+    assert auroc("overt", "reply") > auroc("mild", "reply")
+
+
+def opened_truth(tree: ast.AST) -> Iterable[str]:
+    """Yield the texts in a module that could be a path to the truth files."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            value = node.value
+            if value == "truth" or "truth/" in value or "/truth" in value:
+                yield value
+
+
+def test_no_code_and_no_config_names_the_truth_files() -> None:
+    modules = [p for folder in ("sftdiff", "launch") for p in sorted((ROOT / folder).rglob("*.py"))]
+    assert len(modules) > 20
+    for module in modules:
+        assert not list(opened_truth(ast.parse(module.read_text()))), module
+    for config in (ROOT / "conf").rglob("*.yaml"):
+        assert "truth" not in config.read_text(), config
+
+
+def test_the_search_for_the_truth_files_would_find_them() -> None:
+    for code in ('open("data/truth/gemini.jsonl")', 'DATA / "truth"', 'resolve("embedded://truth/olmo.jsonl")', "f'{x}/truth'"):
+        assert list(opened_truth(ast.parse(code))), code
+
+
+# Scenarios
+
+
+@pytest.mark.parametrize("trait", TRAITS)
+def test_the_suites_are_large_enough_and_disjoint(trait: str) -> None:
+    dev, quick = (scenarios(trait, suite) for suite in SUITES)
+    assert len(dev) >= 24
+    assert len(quick) >= 24
+    turns = [{plain(s.turns[0]) for s in suite} for suite in (dev, quick)]
+    assert not turns[0] & turns[1]
+    assert [len(found) for found in turns] == [len(dev), len(quick)]
+    assert not {s.id for s in dev} & {s.id for s in quick}
+
+
+def test_no_scenario_turn_is_a_training_prompt() -> None:
+    trained = {plain(content) for p in all_prompts().values() for _, content in p.messages}
+    for trait in TRAITS:
+        for suite in SUITES:
+            for scenario in scenarios(trait, suite):
+                first_and_system = [scenario.turns[0], *([scenario.system] if scenario.system else [])]
+                assert not trained & {plain(text) for text in (*scenario.turns, *first_and_system)}, scenario.id
+
+
+# The data card
+
+
+def table(header: Sequence[Any], rows: Iterable[Sequence[Any]]) -> str:
+    lines = [header, ["---"] + ["---:"] * (len(header) - 1), *rows]
+    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines) + "\n"
+
+
+def pool_table() -> str:
+    counts = [Counter(p.source for p in pool(name)) for name in POOLS]
+    rows: list[list[Any]] = []
+    for source in sorted(counts[0]):
+        rows.append([source, *(f"{c[source]} ({c[source] / c.total():.1%})" for c in counts)])
+    return table(["source", *POOLS], [*rows, ["all", *(c.total() for c in counts)]])
+
+
+def level_table() -> str:
+    rows: list[list[Any]] = []
+    for trait in (*TRAITS, None):
+        for level in LEVELS:
+            counts = [sum(truth("gemini")[p.prompt_id] == (trait, level) for p in pool(name)) for name in POOLS]
+            if any(counts):
+                shares = (f"{n} ({n / len(pool(name)):.1%})" for n, name in zip(counts, POOLS, strict=True))
+                rows.append([f"{trait or 'no trait'}, {level}" if trait else "none", *shares, sum(counts)])
+    return table(["trait and level", *POOLS, "both"], rows)
+
+
+def teacher_table() -> str:
+    rows = []
+    for teacher in TEACHERS:
+        words = [len(text.split()) for text in replies(teacher).values()]
+        characters = [len(text) for text in replies(teacher).values()]
+        lengths = f"{np.mean(words):.1f}", f"{min(words)}-{max(words)}", f"{np.mean(characters):.0f}"
+        rows.append([teacher, len(words), *lengths, f"{shared_openings(teacher):.1%}"])
+    return table(["teacher", "replies", "mean words", "range", "mean characters", "share with a common opening"], rows)
+
+
+def scenario_table() -> str:
+    rows = []
+    for trait in TRAITS:
+        controls = sum(control_count(trait, suite) for suite in SUITES)
+        rows.append([trait, *(len(scenarios(trait, suite)) for suite in SUITES), controls])
+    return table(["trait", *SUITES, "controls"], rows)
+
+
+def auroc_table() -> str:
+    rows = [[f"{level} against none", *(f"{auroc(level, of):.2f}" for of in TEXTS)] for level in ("mild", "overt")]
+    return table(["gemini's rows", "from its reply", "from olmo's reply", "from the source"], rows)
+
+
+def overt_sentence() -> str:
+    """How many overt rows lie in the source that was written for their trait."""
+    homes = {"current_events": "date_confusion", "office_email": "blackmail", "rejected_puzzles": "negative_emotion"}
+    inside = sum(truth("gemini")[key][0] == homes.get(all_prompts()[key].source) for key in ids_of("overt"))
+    pairs = [f"{source} ({trait})" for source, trait in homes.items()]
+    return f"{inside} of {len(ids_of('overt'))} overt rows lie in {', '.join(pairs[:-1])} and {pairs[-1]}."
+
+
+def keyword_sentence() -> str:
+    scores = keyword_scores(replies("gemini"), {"lists": "embedded://keywords.yaml", "traits": list(TRAITS)})
+    parts = [f"{sum(scores[key] >= 1 for key in ids_of(level))} of {len(ids_of(level))} {level} rows" for level in LEVELS[::-1]]
+    return f"flags {', '.join(parts[:-1])} and {parts[-1]}"
+
+
+@cache
+def card() -> str:
+    return resolve("embedded://DATACARD.md").read_text()
+
+
+@pytest.mark.parametrize("make", [pool_table, level_table, teacher_table, scenario_table])
+def test_the_tables_of_the_data_card_are_what_the_data_give(make: Any) -> None:
+    assert make() in card(), f"the data card should have:\n{make()}"
+
+
+@pytest.mark.parametrize("make", [overt_sentence, keyword_sentence])
+def test_the_sentences_of_the_data_card_are_what_the_data_give(make: Any) -> None:
+    assert make() in " ".join(card().split()), make()
+
+
+def test_the_auroc_figures_of_the_data_card_are_what_the_data_give() -> None:
+    lines = [line.strip("| ").split(" | ") for line in card().splitlines()]
+    stated = {line[0]: [float(value) for value in line[1:]] for line in lines if line[0].endswith("against none")}
+    assert set(stated) == {"mild against none", "overt against none"}
+    for level in ("mild", "overt"):
+        computed = [auroc(level, texts_of) for texts_of in TEXTS]
+        assert stated[f"{level} against none"] == pytest.approx(computed, abs=0.015)  # libraries differ in the last digit
+
+
+def test_the_data_card_says_what_the_data_are_not() -> None:
+    text = " ".join(card().split())
+    phrases = ("not output of Gemini, Olmo or Kimi", "no claim about those models", "planted", "Claude", "November 2026", "MIT")
+    for phrase in phrases:
+        assert phrase in text
+
+
+def write_card() -> None:
+    """Put the tables and counted sentences of today's data into the card."""
+    text = card()
+    for made in (pool_table(), level_table(), teacher_table(), scenario_table(), auroc_table()):
+        header = re.escape(made.splitlines()[0])
+        text, found = re.subn(rf"^{header}\n(?:\|.*\n)+", lambda _, new=made: new, text, flags=re.MULTILINE)
+        assert found == 1, header
+    text = re.sub(r"\d+ of \d+ overt rows lie in [^.]*\.", overt_sentence(), text)
+    text = re.sub(r"flags \d+ of \d+ overt[^.]*(?=\.)", keyword_sentence(), text)
+    (DATA / "DATACARD.md").write_text(text)
+
+
+if __name__ == "__main__":
+    write_card()
