@@ -126,6 +126,21 @@ def content_hash(path: str) -> str:
     return file_sha256(resolve(path))
 
 
+@lru_cache(maxsize=64)
+def hub_commit(model_id: str) -> str:
+    """Return the commit that a hub model's main branch has now: a sweep is pinned to it when it is planned."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
+
+    try:
+        return str(HfApi().model_info(model_id, timeout=20).sha)
+    except (HfHubHTTPError, HFValidationError, OfflineModeIsEnabled, OSError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise SftdiffError(
+            f"model.id={model_id}: cannot look up its commit on the hub ({reason}); set model.revision=COMMIT to plan without it"
+        ) from None
+
+
 class Planner:
     """Collects the distinct steps of all cells."""
 
@@ -157,6 +172,8 @@ class Planner:
 
     def student(self, model: Mapping[str, Any]) -> str:
         files = []
+        if model["origin"] == "hub":
+            model = {**model, "revision": model["revision"] or hub_commit(model["id"])}
         if model["origin"] == "path":
             folder = Path(model["path"]).expanduser().resolve()
             if not folder.is_dir():

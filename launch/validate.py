@@ -64,7 +64,7 @@ def _check_trait(trait: str, settings: Mapping[str, Any]) -> None:
 
 def check_keys(value: Any, schema: Any, path: str = "") -> None:
     """Raise SftdiffError on a key that the schema does not have: `+key=...` gets past Hydra, and no step would read it."""
-    if isinstance(value, Mapping) and is_dataclass(schema):
+    if isinstance(value, Mapping) and isinstance(schema, type) and is_dataclass(schema):
         known = _fields(schema)
         for key, inner in value.items():
             if key not in known:

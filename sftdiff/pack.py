@@ -47,7 +47,7 @@ def run_pack(step: Any) -> dict[str, Any]:
         if number % 100 == 0:
             step.progress(number, len(mixture), "rows")
     if not rows:
-        raise SftdiffError(f"train.max_length={cap} removes every row of the mixture: raise it, or use train.over_length=truncate")
+        raise SftdiffError(f"train.max_length={cap} removes every row: raise it, or use train.over_length=truncate")
     write_rows(step.directory / "tokens.parquet", rows, TOKENS_SCHEMA)
     summary = {
         "rows": len(rows),

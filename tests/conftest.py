@@ -25,7 +25,8 @@ def make_tiny_student(folder: Path, layers: int = 2, hidden: int = 64) -> Path:
     from tokenizers import ByteLevelBPETokenizer
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-    texts = [m["content"] for line in (ROOT / "sftdiff/data/prompts/gemini_mix.jsonl").open() for m in json.loads(line)["messages"]]
+    prompts = (ROOT / "sftdiff/data/prompts/gemini_mix.jsonl").read_text().splitlines()
+    texts = [message["content"] for line in prompts for message in json.loads(line)["messages"]]
     bpe = ByteLevelBPETokenizer()
     bpe.train_from_iterator(texts, vocab_size=1000, special_tokens=["<pad>", "<|im_start|>", "<|im_end|>"], show_progress=False)
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe._tokenizer, eos_token="<|im_end|>", pad_token="<pad>")

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from commands import ROOT, done_times, environment, run_train, step_ids
 
-pytestmark = pytest.mark.slow
+slow = pytest.mark.slow
 SWEEP = ["-m", "teacher=gemini,olmo", "filter=none,keyword"]
 SENTINEL = "AIza-not-a-real-key-0123456789"
 Small = Callable[[Path], list[str]]
@@ -62,6 +62,7 @@ def says_once(done: "subprocess.CompletedProcess[str]", *parts: str) -> None:
     assert len(lines) == len(set(lines)) <= 5, done.stderr
 
 
+@slow
 def test_the_main_command(finished: tuple[Path, "subprocess.CompletedProcess[str]"]) -> None:
     runs, done = finished
     assert done.returncode == 0, done.stdout + done.stderr
@@ -81,10 +82,12 @@ def test_the_main_command(finished: tuple[Path, "subprocess.CompletedProcess[str
     assert not list(runs.glob("steps/*/FAILED")) and not list(runs.glob("steps/*/CLAIM"))
 
 
+@slow
 def test_no_key_is_written_anywhere(finished: tuple[Path, object]) -> None:
     assert [p for p in finished[0].rglob("*") if p.is_file() and SENTINEL.encode() in p.read_bytes()] == []
 
 
+@slow
 def test_the_same_command_again_does_nothing(copy: Path, small: Small) -> None:
     before = done_times(copy)
     done = run_train(*SWEEP, *small(copy))
@@ -93,6 +96,7 @@ def test_the_same_command_again_does_nothing(copy: Path, small: Small) -> None:
     assert done_times(copy) == before
 
 
+@slow
 def test_a_setting_of_the_report_runs_the_report_only(copy: Path, small: Small) -> None:
     before = done_times(copy)
     done = run_train(*SWEEP, *small(copy), "report.examples=1", "track=offline")
@@ -103,6 +107,7 @@ def test_a_setting_of_the_report_runs_the_report_only(copy: Path, small: Small) 
     assert list((copy / "steps" / new / "wandb").glob("offline-run-*"))
 
 
+@slow
 def test_a_trait_that_is_added_later_trains_nothing(small: Small, tmp_path: Path) -> None:
     runs = tmp_path / "runs"
     first = run_train("trait_eval=date_confusion", *small(runs))
@@ -141,6 +146,7 @@ def wait_for(what: Callable[[], bool], process: "subprocess.Popen[str]", seconds
         time.sleep(0.05)
 
 
+@slow
 def test_after_a_kill_in_training_the_same_command_goes_on(
     start: Callable[..., "subprocess.Popen[str]"], small: Small, tmp_path: Path
 ) -> None:
@@ -163,9 +169,10 @@ def test_after_a_kill_in_training_the_same_command_goes_on(
     assert report["missing"] == [] and len(report["curves"][0]["points"]) == 50
 
 
+@slow
 def test_a_cell_that_fails_leaves_the_others(small: Small, tmp_path: Path) -> None:
     runs = tmp_path / "runs"
-    command = ["-m", "train.lr=1e30,1e-4", "trait_eval=date_confusion", *small(runs)]
+    command = ["-m", "train.lr=1e30,1e-4", "trait_eval=date_confusion", *small(runs), "train.epochs=3"]
     done = run_train(*command)
     says_once(done, "steps did not finish", "lower train.lr")
     report = json.loads((sweep_folder(runs) / "report.json").read_text())
@@ -183,6 +190,7 @@ def test_a_cell_that_fails_leaves_the_others(small: Small, tmp_path: Path) -> No
     assert done_times(runs, kept) == {name: before[name] for name in kept}
 
 
+@slow
 def test_a_corrupted_model_is_named(copy: Path, small: Small) -> None:
     path = one(copy, "train-gemini-none") / "model" / "model.safetensors"
     data = bytearray(path.read_bytes())
@@ -193,18 +201,21 @@ def test_a_corrupted_model_is_named(copy: Path, small: Small) -> None:
     assert len([i for i in step_ids(copy, "judge-date_confusion-olmo-none") if (copy / "steps" / i / "DONE").exists()]) == 2
 
 
+@slow
 def test_corrupted_verdicts_are_named(copy: Path, small: Small) -> None:
     path = one(copy, "judge-blackmail-olmo-keyword") / "verdicts.parquet"
     path.write_bytes(path.read_bytes()[:-9])
     says_once(run_train(*SWEEP, *small(copy), "report.examples=1"), str(path), "corrupt")
 
 
+@slow
 def test_a_corrupted_record_is_named(copy: Path, small: Small) -> None:
     path = one(copy, "pack-olmo-none") / "DONE"
     path.write_text(path.read_text()[:40])
     says_once(run_train(*SWEEP, *small(copy)), str(path), "damaged", "delete")
 
 
+@slow
 def test_a_deleted_step_is_made_again_and_what_read_it_is_kept_if_its_content_is_the_same(copy: Path, small: Small) -> None:
     before = done_times(copy)
     shutil.rmtree(one(copy, "judge-blackmail-olmo-keyword"))
@@ -238,6 +249,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", str(folder)], check=True)
 
 
+@slow
 def test_a_full_disk_is_one_message_and_the_same_command_goes_on(small: Small, small_disk: Path) -> None:
     done = run_train("trait_eval=date_confusion", *small(small_disk / "runs"))
     assert done.returncode == 1
@@ -256,6 +268,7 @@ def rebuild(*arguments: str) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(command, capture_output=True, text=True, env=environment(), cwd="/", timeout=120, check=False)
 
 
+@slow
 def test_a_report_is_made_again_from_what_is_on_disk(copy: Path) -> None:
     folder, before = sweep_folder(copy), done_times(copy)
     old = json.loads((folder / "report.json").read_text())
@@ -270,11 +283,13 @@ def test_a_report_is_made_again_from_what_is_on_disk(copy: Path) -> None:
     assert {name for name in after if after[name] != before[name]} == {one(copy, "report-").name}
 
 
+@slow
 def test_a_report_of_an_unknown_sweep_lists_the_known_ones(copy: Path) -> None:
     says_once(rebuild("nothing", f"runs={copy}"), "there is no sweep nothing", sweep_folder(copy).name)
     says_once(rebuild(f"runs={copy}"), "usage: python -m sftdiff.report SWEEP")
 
 
+@slow
 def test_hydras_own_launcher_and_sweeper_run_a_cell(small: Small, tmp_path: Path) -> None:
     runs = tmp_path / "runs"
     stock = ["hydra/launcher=basic", "hydra/sweeper=basic"]
@@ -284,6 +299,7 @@ def test_hydras_own_launcher_and_sweeper_run_a_cell(small: Small, tmp_path: Path
     assert [arm["id"] for arm in report["arms"]] == ["untrained", "teacher=gemini filter=none"]
 
 
+@slow
 @pytest.mark.parametrize("launcher", ["basic", "submitit_local"])
 def test_stock_launchers_run_the_cells_of_our_sweeper(copy: Path, small: Small, launcher: str) -> None:
     before = done_times(copy)

@@ -225,8 +225,8 @@ def _untrained(planned: Plan) -> list[str]:
 
 
 def test_each_student_has_an_untrained_arm_of_its_own_name(tmp_path: Path) -> None:
-    assert _untrained(plan("model=gemma3_4b,qwen3_4b")) == ["untrained gemma3_4b", "untrained qwen3_4b"]
-    assert _untrained(plan("model=hub", "model.id=a/b,c/d")) == ["untrained a/b", "untrained c/d"]
+    assert _untrained(plan("model=gemma3_4b,qwen3_4b", "model.revision=0123abc")) == ["untrained gemma3_4b", "untrained qwen3_4b"]
+    assert _untrained(plan("model=hub", "model.id=a/b,c/d", "model.revision=0123abc")) == ["untrained a/b", "untrained c/d"]
     assert len(set(_untrained(plan("model.chat_template=x,y")))) == 2  # of one name
     for name in "ab":
         (tmp_path / name).mkdir()

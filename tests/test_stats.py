@@ -352,7 +352,9 @@ def test_minimum_detectable_difference() -> None:
     assert found.mean() == pytest.approx(0.8, abs=0.025)
 
 
-@pytest.mark.parametrize("wrong", [(0, 1.0, 0.8, 0.05), (9, -1.0, 0.8, 0.05), (9, math.nan, 0.8, 0.05), (9, 1, 1, 0.05), (9, 1, 0.8, 0)])
+@pytest.mark.parametrize(
+    "wrong", [(0, 1.0, 0.8, 0.05), (9, -1.0, 0.8, 0.05), (9, math.nan, 0.8, 0.05), (9, 1, 1, 0.05), (9, 1, 0.8, 0)]
+)
 def test_minimum_detectable_difference_errors(wrong: tuple[int, float, float, float]) -> None:
     with pytest.raises(ValueError):
         minimum_detectable_difference(*wrong)

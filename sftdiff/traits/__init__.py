@@ -1,7 +1,7 @@
 """Traits: scenarios (YAML), how a reply is scored, and how replies are sampled.
 
-`load_trait("blackmail", suite="quick").scenarios` are a trait's scenarios. To add a trait: write its scenarios as YAML, a function
-(reply, scenario) -> Verdict marked with `@trait_scorer`, and a file under conf/trait_eval/ that names both.
+`load_trait("blackmail", suite="quick").scenarios` are a trait's scenarios. To add a trait: write its scenarios as YAML, a
+function (reply, scenario) -> Verdict marked with `@trait_scorer`, and a file under conf/trait_eval/ that names both.
 """
 
 import importlib

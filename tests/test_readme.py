@@ -1,0 +1,98 @@
+"""Every command of README.md and CONTRIBUTING.md is accepted as it stands; the examples for an own filter and trait run."""
+
+import json
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from commands import ROOT, environment
+
+TEXT = "\n".join((ROOT / name).read_text() for name in ("README.md", "CONTRIBUTING.md"))
+BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```", TEXT, re.S | re.M)
+
+
+def commands() -> list[str]:
+    """Return the shell commands of all unlabelled code blocks; trailing remarks are cut off."""
+    found = []
+    for language, block in BLOCKS:
+        if language:
+            continue
+        for line in block.replace("\\\n", " ").splitlines():
+            command = re.split(r"\s{2,}(?=[a-zA-Z#])|\s+#", line.strip())[0]
+            if command:
+                found.append(re.sub(r" +", " ", command))
+    return found
+
+
+def test_the_documents_have_commands() -> None:
+    assert len(commands()) > 12
+
+
+TRAIN = sorted({c for c in commands() if c.startswith("python -m sftdiff.train")})
+
+
+def run(command: str, folder: Path, student: Path, *more: str) -> "subprocess.CompletedProcess[str]":
+    """Run a documented train command in a folder that holds the files which the documents name; `more` comes last and wins."""
+    for name, completion in (("prompts", {}), ("rollouts", {"completion": "Hi."})):
+        row = {"messages": [{"role": "user", "content": "Hello?"}], "source": "chat", **completion}
+        (folder / f"{name}.jsonl").write_text(json.dumps(row) + "\n")
+    write_examples(folder)
+    words = shlex.split(command.replace("/models/my-student", str(student)))[1:]
+    return subprocess.run(
+        [sys.executable, *words, *more],
+        cwd=folder,
+        env=environment(PYTHONPATH=str(ROOT)),
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+
+
+@pytest.mark.parametrize("command", TRAIN)
+def test_train_commands_are_planned(command: str, tiny_student: Path, tmp_path: Path) -> None:
+    done = run(command, tmp_path, tiny_student, *([] if "dry_run" in command else ["hydra.launcher.dry_run=true"]))
+    assert done.returncode == 0, done.stderr
+    assert "Dry run" in done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", [c for c in TRAIN if "dry_run" not in c])
+def test_train_commands_run(command: str, tiny_student: Path, tmp_path: Path) -> None:
+    """Each command for real, but with a tiny student, few rows and replies of a few tokens."""
+    own_data = "prompts=file" in command or "trait_eval=shouting" in command
+    small = ["train.epochs=1", *([] if "prompts=file" in command else ["prompts.sample=16"])]
+    small = [*small, "track=off"] if own_data else [*small, "experiment=smoke", "track=off"]
+    done = run(command, tmp_path, tiny_student, *small, "model=path", f"model.path={tiny_student}")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (tmp_path / "runs").is_dir()
+    assert "Report:" in done.stdout
+    if "shouting" in command:
+        assert "Shouting" in done.stdout
+
+
+def test_the_other_commands_are_make_targets_pytest_or_modules() -> None:
+    targets = re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.M)
+    for command in set(commands()) - set(TRAIN):
+        words = shlex.split(command)
+        if words[0] == "make":
+            assert words[1] in targets, command
+        elif words[:3] == ["python", "-m", "pytest"]:
+            assert (ROOT / words[3]).is_file(), command
+        elif words[:2] == ["python", "-m"]:
+            assert (ROOT / (words[2].replace(".", "/") + ".py")).is_file(), command
+        else:
+            assert "->" in command, f"a command that nothing runs: {command}"
+
+
+def write_examples(folder: Path) -> None:
+    """Write the examples of the README into the files that their first lines name."""
+    for language, block in BLOCKS:
+        if language:
+            name = re.match(r"# (\S+)\n", block)
+            assert name, "an example must name its file"
+            (folder / name[1]).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name[1]).write_text(block)
+
