@@ -27,7 +27,7 @@ class Sampling:
 
 
 class SeededSampling(LogitsProcessor):
-    """Sampling as an argmax: adds Gumbel noise from one generator a row to the tempered logits, so that greedy search samples."""
+    """Chooses each row's next token itself, with a generator of its own, and leaves greedy search only that token."""
 
     def __init__(self, settings: Sequence[Sampling]) -> None:
         self.settings = list(settings)
@@ -39,23 +39,26 @@ class SeededSampling(LogitsProcessor):
         self.generators = [self.generators[k] for k in rows]
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        scores = scores.float()
-        for row, (settings, generator) in enumerate(zip(self.settings, self.generators, strict=True)):
-            if settings.temperature > 0:
-                uniform = torch.rand(scores.shape[-1], generator=generator).clamp_min(1e-20).to(scores.device)
-                tempered = likely(scores[row] / settings.temperature, settings.top_k, settings.top_p)
-                scores[row] = tempered - torch.log(-torch.log(uniform))
-        return scores
+        vocabulary = scores.shape[-1]
+        needed = max(1 if s.temperature == 0 else s.top_k or vocabulary for s in self.settings)
+        logits, tokens = scores.float().topk(min(needed, vocabulary))
+        drawn = [draw(row, s, generator) for row, s, generator in zip(logits, self.settings, self.generators, strict=True)]
+        chosen = tokens.gather(1, torch.tensor(drawn, device=tokens.device)[:, None])
+        return torch.full_like(scores, float("-inf")).scatter(1, chosen, 0.0)
 
 
-def likely(logits: torch.Tensor, top_k: int, top_p: float) -> torch.Tensor:
-    """Return logits (vocabulary,) with all but the top_k most likely tokens, and of these the nucleus of mass top_p, at -inf."""
-    if top_k <= 0 and top_p >= 1:
-        return logits
-    values, places = torch.topk(logits, min(top_k, len(logits)) if top_k > 0 else len(logits))
-    before = values.softmax(-1).cumsum(-1) - values.softmax(-1)
-    kept = before < top_p  # the token that crosses top_p is in
-    return torch.full_like(logits, float("-inf")).scatter(0, places[kept], values[kept])
+def draw(logits: torch.Tensor, settings: Sampling, generator: torch.Generator) -> int:
+    """Return the place of the next token in `logits` (most likely first), drawn from the nucleus of the top_k tokens.
+
+    Gumbel noise makes a draw an argmax: only the tokens that are left need random numbers.
+    """
+    if settings.temperature == 0:
+        return 0
+    tempered = logits[: settings.top_k or len(logits)] / settings.temperature
+    shares = tempered.softmax(-1)
+    left = int((shares.cumsum(-1) - shares < settings.top_p).sum())  # the token that crosses top_p is in
+    uniform = torch.rand(left, generator=generator).clamp_min(1e-20).to(logits.device)
+    return int((tempered[:left] - torch.log(-torch.log(uniform))).argmax())
 
 
 def generate_batch(

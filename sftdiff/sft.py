@@ -281,14 +281,11 @@ def _finish(step: Step, tokens: list[int], measured: dict[str, Any]) -> dict[str
     shutil.rmtree(step.directory / "checkpoints", ignore_errors=True)
     losses = [json.loads(line)["loss"] for line in (step.directory / "curve.jsonl").read_text().splitlines()]
     pack = read_json(step.record.input_directory("pack") / "summary.json")
-    summary = {
-        "optimizer_steps": len(tokens),
-        "tokens": sum(tokens),
-        "first_loss": losses[0],
-        "last_loss": losses[-1],
+    made = {"optimizer_steps": len(tokens), "tokens": sum(tokens), "first_loss": losses[0], "last_loss": losses[-1]}
+    write_json(step.directory / "training.json", made | {"losses": losses})
+    return {
+        **made,
         "peak_memory_gb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024**2, 2),
         **{name: round(value, 2) for name, value in measured.items()},
         "rendering": pack["rendering"],
     }
-    write_json(step.directory / "training.json", summary | {"losses": losses})
-    return summary

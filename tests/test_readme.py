@@ -62,9 +62,7 @@ def test_train_commands_are_planned(command: str, tiny_student: Path, tmp_path: 
 @pytest.mark.parametrize("command", [c for c in TRAIN if "dry_run" not in c])
 def test_train_commands_run(command: str, tiny_student: Path, tmp_path: Path) -> None:
     """Each command for real, but with a tiny student, few rows and replies of a few tokens."""
-    own_data = "prompts=file" in command or "trait_eval=shouting" in command
-    small = ["train.epochs=1", *([] if "prompts=file" in command else ["prompts.sample=16"])]
-    small = [*small, "track=off"] if own_data else [*small, "experiment=smoke", "track=off"]
+    small = ["experiment=smoke", "track=off", "prompts.sample=null" if "prompts=file" in command else "prompts.sample=16"]
     done = run(command, tmp_path, tiny_student, *small, "model=path", f"model.path={tiny_student}")
     assert done.returncode == 0, done.stdout + done.stderr
     assert (tmp_path / "runs").is_dir()
