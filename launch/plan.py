@@ -9,7 +9,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from launch.validate import check_cell
+from launch.validate import check_baseline, check_cell, check_shared
 from sftdiff.errors import SftdiffError
 from sftdiff.files import resolve
 from sftdiff.filters import load_filter
@@ -19,8 +19,6 @@ from sftdiff.rows import ROWS_VERSION
 from sftdiff.traits import load_scorer
 
 NOT_ARMS = ("seed", "trait_eval")  # axes that do not make another arm
-SHARED = ("runs", "sweep", "report", "track")  # settings of a sweep, not of a cell
-SHOWN_ARMS = 20  # of a sweep, in an error message
 REPORT_VERSION = 1
 
 
@@ -79,14 +77,14 @@ def build_plan(cells: Sequence[tuple[Mapping[str, str], Mapping[str, Any]]], com
     planned: dict[tuple[str, int, str], Cell] = {}
     for axes, config in cells:
         check_cell(config)
-        _check_shared(cells[0][1], config)
+        check_shared(cells[0][1], config)
         shown = {k: v for k, v in axes.items() if k not in NOT_ARMS} or _default_axes(config)
         for cell in (planner.untrained(config), planner.cell(shown, config)):
             key = (cell.arm, cell.seed, cell.steps["model"])
             planned.setdefault(key, cell).judges.update(cell.judges)
     ordered = sorted(planned.values(), key=lambda c: not c.untrained)
     _name_untrained(ordered)
-    _check_baseline(cells[0][1]["report"]["baseline"], ordered)
+    check_baseline(cells[0][1]["report"]["baseline"], [cell.label for cell in ordered])
     first = cells[0][1]
     sweep = first["sweep"] or digest(canonical(sorted(c.steps["model"] for c in ordered)), 10)
     planner.runtime_tags(sweep)
@@ -106,19 +104,6 @@ def _name_untrained(cells: Sequence[Cell]) -> None:
     names = next(names for names in candidates if len(set(names)) == len(untrained))
     for cell, name in zip(untrained, names, strict=True):
         cell.axes = {"untrained": name}
-
-
-def _check_baseline(baseline: str, cells: Sequence[Cell]) -> None:
-    arms = dict.fromkeys(cell.label for cell in cells)
-    if not any(arm.startswith(baseline) for arm in arms):
-        shown = "; ".join(list(arms)[:SHOWN_ARMS])
-        raise SftdiffError(f"report.baseline: there is no arm {baseline!r}; there are: {shown}")
-
-
-def _check_shared(first: Mapping[str, Any], config: Mapping[str, Any]) -> None:
-    for key in SHARED:
-        if config[key] != first[key]:
-            raise SftdiffError(f"{key}: {config[key]!r} and {first[key]!r}: a sweep has one {key}; it cannot be swept")
 
 
 @lru_cache(maxsize=1024)

@@ -25,7 +25,7 @@ from sftdiff.pack import Row, fill_sequences, load_rows, order_steps, split_step
 from sftdiff.records import read_json, write_json
 from sftdiff.steps import Step, is_first_rank
 from sftdiff.students import load_student
-from sftdiff.zero import deepspeed_config, local_distributed_defaults
+from sftdiff.zero import close_at_exit, deepspeed_config, local_distributed_defaults
 
 IGNORED = -100
 
@@ -167,6 +167,7 @@ def run_train(step: Step) -> dict[str, Any]:
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         seconds = time.time() - started
         _save(trainer, tokenizer, step.directory / "model", config["precision"])
+        close_at_exit()
     finally:
         if stage == 3:
             unset_hf_deepspeed_config()  # else the next model of this process would be loaded in parts

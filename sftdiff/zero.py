@@ -1,5 +1,6 @@
 """The DeepSpeed settings of a train step, and what DeepSpeed needs to know on a machine without MPI or an accelerator."""
 
+import atexit
 import os
 import socket
 from typing import Any
@@ -52,6 +53,17 @@ def local_distributed_defaults() -> None:
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         # With use_cpu, Trainer starts torch.distributed alone, and ZeRO-3 would divide the weights as on a single rank.
         deepspeed.init_distributed("gloo", auto_mpi_discovery=False)
+
+
+def close_at_exit() -> None:
+    """End torch.distributed before the interpreter ends.
+
+    A rank that aborts at exit makes the launcher kill the first rank, which may still be saving.
+    """
+    import torch.distributed as dist
+
+    if dist.is_initialized():
+        atexit.register(lambda: dist.destroy_process_group() if dist.is_initialized() else None)
 
 
 def _free_port() -> int:
