@@ -23,6 +23,8 @@ from sftdiff.records import read_json, state, write_json
 # Seconds of a step of each kind before the first one was measured: the embedded default on two cores.
 GUESSES = {"student": 30.0, "pack": 2.0, "train": 80.0, "sample": 20.0, "judge": 1.0, "report": 4.0}
 TICK_SECONDS = 1.0
+# On a CPU, glibc gives the memory of each large tensor back to the system and faults it in again; a worker keeps it instead.
+MALLOC = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(16 << 30), "MALLOC_TOP_PAD_": str(64 << 20)}
 FULL_DISK = 1 << 16  # free bytes
 
 
@@ -60,7 +62,7 @@ class Worker:
 def start(command: Sequence[str], log: Path) -> "subprocess.Popen[str]":
     """Start a worker that imports the same code as this process, whatever its directory."""
     path = os.pathsep.join(p for p in (str(TREE), os.environ.get("PYTHONPATH", "")) if p)
-    environment = {**os.environ, "PYTHONPATH": path, "TOKENIZERS_PARALLELISM": "false"}
+    environment = {**MALLOC, **os.environ, "PYTHONPATH": path, "TOKENIZERS_PARALLELISM": "false"}
     with log.open("ab") as stream:
         return subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stream, env=environment, text=True

@@ -42,7 +42,7 @@ class SeededSampling(LogitsProcessor):
         vocabulary = scores.shape[-1]
         needed = max(1 if s.temperature == 0 else s.top_k or vocabulary for s in self.settings)
         logits, tokens = scores.float().topk(min(needed, vocabulary))
-        drawn = [draw(row, s, generator) for row, s, generator in zip(logits, self.settings, self.generators, strict=True)]
+        drawn = [draw(row, s, generator) for row, s, generator in zip(logits.cpu(), self.settings, self.generators, strict=True)]
         chosen = tokens.gather(1, torch.tensor(drawn, device=tokens.device)[:, None])
         return torch.full_like(scores, float("-inf")).scatter(1, chosen, 0.0)
 
@@ -50,15 +50,16 @@ class SeededSampling(LogitsProcessor):
 def draw(logits: torch.Tensor, settings: Sampling, generator: torch.Generator) -> int:
     """Return the place of the next token in `logits` (most likely first), drawn from the nucleus of the top_k tokens.
 
-    Gumbel noise makes a draw an argmax: only the tokens that are left need random numbers.
+    A draw takes one random number, whatever is left: else a rounding difference between two batches that changes how many tokens
+    are left would change all later draws too.
     """
     if settings.temperature == 0:
         return 0
-    tempered = logits[: settings.top_k or len(logits)] / settings.temperature
-    shares = tempered.softmax(-1)
-    left = int((shares.cumsum(-1) - shares < settings.top_p).sum())  # the token that crosses top_p is in
-    uniform = torch.rand(left, generator=generator).clamp_min(1e-20).to(logits.device)
-    return int((tempered[:left] - torch.log(-torch.log(uniform))).argmax())
+    shares = (logits[: settings.top_k or len(logits)].double() / settings.temperature).softmax(-1)
+    mass = shares.cumsum(-1)
+    left = int((mass - shares < settings.top_p).sum())  # the token that crosses top_p is in
+    point = float(torch.rand((), generator=generator, dtype=torch.float64)) * float(mass[left - 1])
+    return min(int((mass[:left] <= point).sum()), left - 1)
 
 
 def generate_batch(

@@ -135,7 +135,7 @@ def test_each_reply_has_a_seed_of_its_own(runs: Path, sample: Callable[..., Path
 
 
 def test_sampling_follows_the_softmax() -> None:
-    """The argmax with noise draws each token with its softmax probability, at the temperature asked for."""
+    """Each token is drawn with its softmax probability, at the temperature asked for and among the tokens left."""
     logits, count = torch.tensor([2.0, 1.0, 0.0, -1.0]), 4000
 
     def drawn(**settings: Any) -> torch.Tensor:
@@ -148,6 +148,18 @@ def test_sampling_follows_the_softmax() -> None:
     assert torch.allclose(drawn(temperature=1.0, top_k=2), torch.tensor([*two, 0.0, 0.0]), atol=0.03)
     assert torch.allclose(drawn(temperature=1.0, top_p=0.7), torch.tensor([*two, 0.0, 0.0]), atol=0.03)
     assert torch.equal(drawn(), torch.tensor([1.0, 0.0, 0.0, 0.0]))
+
+
+def test_rounding_does_not_change_later_draws() -> None:
+    """Logits that differ by rounding, as between two batches, give the same tokens, however peaked the distribution is."""
+    torch.manual_seed(0)
+    for scale, top_p in ((1.0, 1.0), (10.0, 1.0), (10.0, 0.9), (40.0, 1.0)):
+        own = Sampling(1, temperature=1.0, top_p=top_p, seed=3)
+        ours, theirs = SeededSampling([own]), SeededSampling([own])
+        for _ in range(200):
+            logits = torch.randn(1, 300) * scale
+            rounded = logits * (1 + 1e-7 * torch.randn_like(logits))
+            assert torch.equal(ours(logits, logits), theirs(rounded, rounded))
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])

@@ -81,7 +81,7 @@ def loaded(code: str, names: set[str]) -> str:
     """Run Python code in a process of its own and return which of the modules it loaded, as text."""
     code += f"\nimport sys\nprint('loaded', sorted({names!r} & set(sys.modules)))"
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, env=environment(), cwd="/", timeout=120, check=False
+        [sys.executable, "-c", code], capture_output=True, text=True, env=environment(), cwd="/", timeout=600, check=False
     )
     assert done.returncode == 0, done.stderr
     return done.stdout.strip().splitlines()[-1]

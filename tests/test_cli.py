@@ -138,7 +138,7 @@ def start() -> Iterator[Callable[..., "subprocess.Popen[str]"]]:
         process.wait()
 
 
-def wait_for(what: Callable[[], bool], process: "subprocess.Popen[str]", seconds: float = 120) -> None:
+def wait_for(what: Callable[[], bool], process: "subprocess.Popen[str]", seconds: float = 600) -> None:
     deadline = time.monotonic() + seconds
     while not what():
         assert process.poll() is None, "the command ended too early"
@@ -265,7 +265,7 @@ def test_a_full_disk_is_one_message_and_the_same_command_goes_on(small: Small, s
 
 def rebuild(*arguments: str) -> "subprocess.CompletedProcess[str]":
     command = [sys.executable, "-m", "sftdiff.report", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, env=environment(), cwd="/", timeout=120, check=False)
+    return subprocess.run(command, capture_output=True, text=True, env=environment(), cwd="/", timeout=1200, check=False)
 
 
 @slow

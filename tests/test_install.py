@@ -27,7 +27,7 @@ def run(python: Path | str, arguments: list[str], cwd: Path, path: Path | None =
     """Run Python in `cwd`, with `path` in front of its packages, and return what it printed."""
     done = subprocess.run(
         [str(python), *arguments], cwd=cwd, env=environment(PYTHONPATH=str(path or "")), capture_output=True, text=True,
-        timeout=300, check=False,
+        timeout=1200, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
