@@ -30,7 +30,9 @@ def environment(**extra: str) -> dict[str, str]:
     return {**kept, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "COLUMNS": "200", **extra}
 
 
-def run_train(*arguments: str, timeout: float = 1200, cwd: Path | None = None, **extra: str) -> "subprocess.CompletedProcess[str]":
+def run_train(
+    *arguments: str, timeout: float = 1200, cwd: Path | None = None, **extra: str
+) -> "subprocess.CompletedProcess[str]":
     """Run `python -m sftdiff.train` to its end, away from the tree."""
     command = [sys.executable, "-m", "sftdiff.train", *arguments]
     return subprocess.run(

@@ -191,7 +191,7 @@ def start(command: list[str], log: Path) -> "subprocess.Popen[bytes]":
         return subprocess.Popen(command, stdout=stream, stderr=stream, env=environment, cwd=ROOT)
 
 
-def finish(process: "subprocess.Popen[bytes]", timeout: float = 240.0) -> int:
+def finish(process: "subprocess.Popen[bytes]", timeout: float = 400.0) -> int:
     """Wait for a command; when it takes too long, end it and all that it started."""
     try:
         return process.wait(timeout)
@@ -209,7 +209,7 @@ def end(process: "subprocess.Popen[bytes]") -> None:
     process.wait()
 
 
-def wait_for(condition: Any, process: "subprocess.Popen[bytes]", seconds: float = 120.0) -> None:
+def wait_for(condition: Any, process: "subprocess.Popen[bytes]", seconds: float = 240.0) -> None:
     """Wait until `condition()` holds, while the process runs."""
     deadline = time.time() + seconds
     while not condition():

@@ -68,7 +68,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory, tiny_student: Path) -> Path:
 def run_all(runs: Path, prefix: str, table: dict[str, tuple[str, dict[str, Any]]], ranks: int) -> None:
     """Run many trainings one after the other in one launch, as starting a process costs more than a training."""
     steps = [train_step(runs, f"{prefix}-{name}", epochs=2.0, **settings) for name, (_, settings) in table.items()]
-    code = finish(start(steps_command(*steps, ranks=ranks), runs / f"{prefix}.log"), 400)
+    code = finish(start(steps_command(*steps, ranks=ranks), runs / f"{prefix}.log"), 600)
     assert code == 0, [failure(step) for step in steps]
 
 
