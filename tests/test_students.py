@@ -43,10 +43,11 @@ def test_a_student_is_converted_once_to_an_ordinary_folder(
     assert type(model).__name__ == architecture
     assert model.config.vocab_size == vocabulary
     tokenizer = load_tokenizer(folder, config)
-    ids = torch.tensor([tokenizer("The capital of France is", add_special_tokens=True)["input_ids"]])
+    sentence = "The sun rises in the east and sets in the west, and the moon goes around the earth."
+    ids = torch.tensor([tokenizer(sentence)["input_ids"]])
     with torch.inference_mode():
-        text = tokenizer.decode(model.generate(ids, max_new_tokens=8, do_sample=False)[0])
-    assert "Paris" in text
+        loss = float(model(ids, labels=ids).loss)
+    assert loss < 4  # nats a token; wrong weights give about the logarithm of the vocabulary: 11 to 12
 
 
 @pytest.mark.slow
