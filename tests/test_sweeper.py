@@ -24,7 +24,8 @@ MENU = [
     ["teacher@other_teacher=kimi", "teacher@other_teacher=kimi,gemini", "other_teacher=${teacher} teacher.name=a,b"],
     ["filter=keyword,random", "filter=random filter@filter.match=keyword filter.match.threshold=1,2", "filter.match=null"],
     ["filter.threshold=1,2", "filter.threshold=null,3", "filter.threshold=${seed},4"],
-    ["filter.params.traits=[blackmail],[a,b] filter=keyword", "filter.params={a:1},{b:2}", "+filter.params.extra=1,'1'"],
+    ["filter.params.traits=[blackmail],[a,b] filter=keyword", "+filter.params.extra=1,'1'"],
+    ["filter.params={traits:[a]},{lists:b} filter=keyword"],
     ["train=lora,full", "train={lr:0.1},{epochs:3}", "train=lora"],
     ["train.lr=1e-5,3e-5", "train.lr=choice(1e-3,2e-3)", "train.lr=0.25", "train.lr=1e-5,fast"],
     ["train.epochs=range(1,3)", "train.epochs=${seed},2", "++train.epochs=1,2", "train.epochs=range(0.5,1.1,0.5)"],
@@ -90,7 +91,8 @@ command_lines = chosen.map(lambda items: affordable(" ".join(items).split()))
 @settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
 @given(command_lines)
 @example(["seed=1,2", "sampling.seed=${seed},9"])
-@example(["filter.params={a:1},{b:2}", "filter=keyword"])
+@example(["train={lr:0.1},{epochs:3}"])
+@example(["filter.params={traits:[a]},{lists:b}", "filter=keyword"])
 @example(["train.lr=1e-5,3e-5", "train={lr:0.5}"])
 @example(["train={lr:0.5}", "train.lr=1e-5,3e-5"])
 @example(["model.gguf.files.0=x/y,z", "seed=1,2"])
