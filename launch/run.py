@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from launch.local import run_steps
+from launch.local import error_of, run_steps
 from launch.plan import Plan, PlannedStep, build_plan, report_cell
 from sftdiff.errors import SftdiffError, describe_os_error
 from sftdiff.identity import HASH_VERSION
@@ -45,7 +45,8 @@ def run_sweep(cells: Sequence[tuple[Mapping[str, str], Mapping[str, Any]]], dry_
     if failed:
         raise SftdiffError(
             f"{len(failed)} of {len(plan.steps)} steps did not finish; "
-            "finished ones are kept, and the same command goes on from there"
+            "finished ones are kept, and the same command goes on from there. "
+            f"The first error was: {error_of(plan.directory(failed[0]))}"
         )
 
 

@@ -268,7 +268,7 @@ def rebuild(arguments: list[str]) -> int:
     """`python -m sftdiff.report SWEEP [runs=runs]`: make a sweep's report again from what is on disk."""
     names = [a for a in arguments if "=" not in a]
     runs = Path(next((a.partition("=")[2] for a in arguments if a.startswith("runs=")), "runs"))
-    if len(names) != 1:
+    if len(names) != 1 or names[0].startswith("-"):
         raise SftdiffError("usage: python -m sftdiff.report SWEEP [runs=runs]")
     plan = runs / "sweeps" / names[0] / "plan.json"
     if not plan.is_file():

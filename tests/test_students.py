@@ -88,8 +88,9 @@ def test_a_folder_that_is_no_model_is_refused(tmp_path: Path) -> None:
 
 def test_a_hub_student_cannot_be_planned_without_network_or_commit(tmp_path: Path) -> None:
     arguments = ["model=hub", "model.id=who/what", "hydra.launcher.dry_run=true", f"runs={tmp_path}"]
-    refused = run_train(*arguments)
-    assert refused.returncode == 1
-    assert "model.revision=COMMIT" in refused.stderr
-    assert "Traceback" not in refused.stderr
+    for offline in ("1", "0"):  # told to stay offline, and left to find out
+        refused = run_train(*arguments, HF_HUB_OFFLINE=offline, HF_ENDPOINT="http://127.0.0.1:9")
+        assert refused.returncode == 1
+        assert "model.revision=COMMIT" in refused.stderr
+        assert "Traceback" not in refused.stderr
     assert run_train(*arguments, "model.revision=0123abc").returncode == 0
