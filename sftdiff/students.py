@@ -118,8 +118,9 @@ def _fetch(config: dict[str, Any], target: Path) -> None:
     except Exception as error:  # the hub's client lets errors of its HTTP library through, which changes between versions
         if isinstance(error, OSError) and error.errno is not None and error.filename:
             raise  # a full disk or a missing permission
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise SftdiffError(
-            f"model.id={config['id']}: cannot download it from the hub ({(str(error).splitlines() or [type(error).__name__])[0]}); "
+            f"model.id={config['id']}: cannot download it from the hub ({reason}); "
             "without network access use model=smollm2_135m or model=path model.path=..."
         ) from None
     shutil.rmtree(target / ".cache", ignore_errors=True)
