@@ -9,8 +9,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from launch.validate import check_baseline, check_cell, check_shared
-from sftdiff.errors import SftdiffError
+from launch.validate import check_cell, check_shared
+from sftdiff.config import baseline_arm
+from sftdiff.errors import SftdiffError, first_line
 from sftdiff.files import resolve
 from sftdiff.filters import load_filter
 from sftdiff.identity import canonical, digest, file_sha256, step_identity
@@ -84,7 +85,7 @@ def build_plan(cells: Sequence[tuple[Mapping[str, str], Mapping[str, Any]]], com
             planned.setdefault(key, cell).judges.update(cell.judges)
     ordered = sorted(planned.values(), key=lambda c: not c.untrained)
     _name_untrained(ordered)
-    check_baseline(cells[0][1]["report"]["baseline"], [cell.label for cell in ordered])
+    baseline_arm(cells[0][1]["report"]["baseline"], [cell.label for cell in ordered])  # now, not when everything is trained
     first = cells[0][1]
     sweep = first["sweep"] or digest(canonical(sorted(c.steps["model"] for c in ordered)), 10)
     planner.runtime_tags(sweep)
@@ -119,9 +120,9 @@ def hub_commit(model_id: str) -> str:
     try:
         return str(HfApi().model_info(model_id, timeout=20).sha)
     except Exception as error:  # the hub's client lets errors of its HTTP library through, which changes between versions
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise SftdiffError(
-            f"model.id={model_id}: cannot look up its commit on the hub ({reason}); set model.revision=COMMIT to plan without it"
+            f"model.id={model_id}: cannot look up its commit on the hub ({first_line(error)}); "
+            "set model.revision=COMMIT to plan without it"
         ) from None
 
 

@@ -1,7 +1,7 @@
 """Checks of a resolved cell that its types cannot express; all cells are checked before any step runs."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import is_dataclass
 from functools import cache
 from typing import Any, get_args, get_origin, get_type_hints
@@ -27,7 +27,6 @@ CHOICES: dict[str, tuple[Any, ...]] = {
 POSITIVE = ("train.epochs", "train.batch_size", "train.lr", "train.max_length", "train.pack_length", "train.micro_batches",
             "sampling.batch_size", "sampling.max_tokens", "report.resamples")
 SHARED = ("runs", "sweep", "report", "track")  # settings of a sweep, not of a cell
-SHOWN_ARMS = 20
 
 
 def check_shared(first: Mapping[str, Any], config: Mapping[str, Any]) -> None:
@@ -35,13 +34,6 @@ def check_shared(first: Mapping[str, Any], config: Mapping[str, Any]) -> None:
     for key in SHARED:
         if config[key] != first[key]:
             raise SftdiffError(f"{key}: {config[key]!r} and {first[key]!r}: a sweep has one {key}; it cannot be swept")
-
-
-def check_baseline(baseline: str, arms: Sequence[str]) -> None:
-    """Raise SftdiffError if there is no arm to compare with, now and not when everything is trained."""
-    if not any(arm.startswith(baseline) for arm in arms):
-        shown = "; ".join(list(dict.fromkeys(arms))[:SHOWN_ARMS])
-        raise SftdiffError(f"report.baseline: there is no arm {baseline!r}; there are: {shown}")
 
 
 def check_cell(config: Mapping[str, Any]) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sftdiff import stats
-from sftdiff.errors import SftdiffError
+from sftdiff.config import baseline_arm
 
 MAX_CUT_SHARE = 0.2  # a trait with more cut replies than this is not interpreted
 MAX_CONTRASTS = 60  # pairs of arms; more are in nobody's table
@@ -63,12 +63,7 @@ def trait_differences(
 ) -> list[dict[str, Any]]:
     """Return every arm minus the baseline, and every pair of arms that differs in one axis."""
     ids = [arm["id"] for arm in arms]
-    baseline = settings["baseline"]
-    if baseline not in ids:
-        matching = [i for i in ids if i.startswith(baseline)]
-        if not matching:
-            raise SftdiffError(f"report.baseline: there is no arm {baseline!r}; there are: {'; '.join(ids)}")
-        baseline = matching[0]
+    baseline = baseline_arm(settings["baseline"], ids)
     pairs = [(i, baseline, {"family": "baseline"}) for i in ids if i != baseline]
     pairs += [(b, a, {"family": "contrast", "axis": axis}) for a, b, axis in _contrasts(arms)[:MAX_CONTRASTS]]
     interpreted = {(level["arm"], level["trait"]): level["interpreted"] for level in levels}

@@ -3,10 +3,15 @@
 Imports neither torch nor Hydra: the login node and the compute node both read it.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Optional
 
 from omegaconf import MISSING
+
+from sftdiff.errors import SftdiffError
+
+SHOWN_ARMS = 20  # of a sweep, in an error message
 
 
 @dataclass
@@ -200,3 +205,12 @@ class Config:
     seed: int = 0
     sweep: Optional[str] = None
     runs: str = "runs"
+
+
+def baseline_arm(baseline: str, arms: Sequence[str]) -> str:
+    """Return the arm that `report.baseline` names: one of that name, else the first whose name begins so."""
+    arm = baseline if baseline in arms else next((arm for arm in arms if arm.startswith(baseline)), None)
+    if arm is None:
+        shown = "; ".join(list(dict.fromkeys(arms))[:SHOWN_ARMS])
+        raise SftdiffError(f"report.baseline: there is no arm {baseline!r}; there are: {shown}")
+    return arm

@@ -5,6 +5,16 @@ class SftdiffError(Exception):
     """An error whose message names the file, row or key and the way on; shown without a stack trace."""
 
 
+def one_line(error: BaseException) -> str:
+    """Return an error's text on one line."""
+    return " ".join(str(error).split())
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's text, or its type where it has none."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
 def describe_os_error(error: OSError) -> str:
     """Return a one-line message for a full disk, a missing permission or another system error, with the way on."""
     import errno

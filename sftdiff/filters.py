@@ -4,7 +4,6 @@ A filter function takes the texts of all rows (by prompt_id) and its params and 
 filter looks for. To add one: write the function with `@filter_function`, and a YAML file under conf/filter/ that names it.
 """
 
-import importlib
 import re
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -12,7 +11,8 @@ from typing import Any
 import pyarrow as pa
 import yaml
 
-from sftdiff.errors import SftdiffError
+from sftdiff import plugins
+from sftdiff.errors import SftdiffError, one_line
 from sftdiff.files import read_table, resolve, write_rows
 from sftdiff.identity import unit_interval
 from sftdiff.prompts import load_prompts, load_rollouts
@@ -23,25 +23,12 @@ FilterFunction = Callable[[Mapping[str, str], Mapping[str, Any]], dict[str, floa
 
 def filter_function(version: int) -> Callable[[FilterFunction], FilterFunction]:
     """Mark a function as a filter. Its version is part of the identity of the scores: raise it when results change."""
-
-    def mark(function: FilterFunction) -> FilterFunction:
-        function.sftdiff_filter_version = version  # type: ignore[attr-defined]
-        return function
-
-    return mark
+    return plugins.mark("filter_function", version)
 
 
 def load_filter(target: str) -> tuple[FilterFunction, int]:
-    """Return the filter function that a config's `_target_` names, and its version.
-
-    Only functions marked as filters are accepted: a config may come from somebody else.
-    """
-    module, _, name = target.rpartition(".")
-    try:
-        function = getattr(importlib.import_module(module), name)
-        return function, function.sftdiff_filter_version
-    except (ImportError, AttributeError, ValueError, TypeError):
-        raise SftdiffError(f"filter._target_: {target} is not a function marked with @filter_function") from None
+    """Return the filter function that a config's `_target_` names, and its version."""
+    return plugins.load(target, "filter_function", "filter._target_:")
 
 
 @filter_function(version=1)
@@ -50,8 +37,8 @@ def keyword_scores(texts: Mapping[str, str], params: Mapping[str, Any]) -> dict[
     try:
         lists = yaml.safe_load(resolve(params["lists"]).read_text())["traits"]
     except (yaml.YAMLError, KeyError, TypeError) as error:
-        reason = " ".join(str(error).split())
-        raise SftdiffError(f"{params['lists']}: not a keyword file with lists under 'traits' ({reason})") from None
+        message = f"{params['lists']}: not a keyword file with lists under 'traits' ({one_line(error)})"
+        raise SftdiffError(message) from None
     matchers = []
     for trait in params["traits"]:
         if trait not in lists:

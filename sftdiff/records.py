@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from sftdiff.errors import SftdiffError
+from sftdiff.errors import SftdiffError, one_line
 from sftdiff.identity import canonical, digest, file_sha256
 
 # Outputs that hold times, and so differ between runs that made the same thing: verified, but not part of the content hash.
@@ -46,8 +46,7 @@ def load_record(directory: Path) -> StepRecord:
     except FileNotFoundError:
         raise SftdiffError(f"{directory} is not a step directory: it has no config.yaml") from None
     except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError) as error:
-        reason = " ".join(str(error).split())
-        raise SftdiffError(f"{path} is damaged ({reason}): delete {directory} and run the same command again") from None
+        raise SftdiffError(f"{path} is damaged ({one_line(error)}): delete {directory} and run the same command again") from None
 
 
 def write_json(path: Path, value: Any) -> None:

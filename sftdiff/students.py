@@ -11,7 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from sftdiff.errors import SftdiffError
+from sftdiff.errors import SftdiffError, first_line
 from sftdiff.identity import canonical, digest, file_sha256
 from sftdiff.records import read_json, write_json
 from sftdiff.render import rendering_hash
@@ -118,9 +118,8 @@ def _fetch(config: dict[str, Any], target: Path) -> None:
     except Exception as error:  # the hub's client lets errors of its HTTP library through, which changes between versions
         if isinstance(error, OSError) and error.errno is not None and error.filename:
             raise  # a full disk or a missing permission
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise SftdiffError(
-            f"model.id={config['id']}: cannot download it from the hub ({reason}); "
+            f"model.id={config['id']}: cannot download it from the hub ({first_line(error)}); "
             "without network access use model=smollm2_135m or model=path model.path=..."
         ) from None
     shutil.rmtree(target / ".cache", ignore_errors=True)

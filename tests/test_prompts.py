@@ -215,6 +215,15 @@ def test_a_parquet_file_cut_short_or_of_other_content_is_named(tmp_path: Path, p
             read_prompts(tmp_path / "broken.parquet")
 
 
+def check_read_or_named(path: Path) -> None:
+    """Read a file as prompts and as rollouts: it is read, or refused with an error that names it."""
+    for read in (read_prompts, read_completions):
+        try:
+            read(path)
+        except SftdiffError as error:
+            assert str(path) in str(error)
+
+
 @given(st.lists(st.tuples(st.integers(0, 10**6), st.integers(0, 255)), min_size=1, max_size=4))
 @settings(deadline=None)
 def test_damaged_parquet_is_read_or_an_error_that_names_it(
@@ -224,11 +233,7 @@ def test_damaged_parquet_is_read_or_an_error_that_names_it(
     for place, value in changes:
         content[place % len(content)] = value
     path.write_bytes(content)
-    for read in (read_prompts, read_completions):
-        try:
-            read(path)
-        except SftdiffError as error:
-            assert str(path) in str(error)
+    check_read_or_named(path)
 
 
 def test_a_row_of_a_parquet_file_is_named_by_its_number(tmp_path: Path) -> None:
@@ -261,11 +266,7 @@ def test_any_json_value_is_a_row_or_a_clear_error(folder: Path, values: list[Any
 def test_any_bytes_are_rows_or_a_clear_error(folder: Path, content: bytes) -> None:
     path = folder / "bytes.jsonl"
     path.write_bytes(content)
-    for read in (read_prompts, read_completions):
-        try:
-            read(path)
-        except SftdiffError as error:
-            assert str(path) in str(error)
+    check_read_or_named(path)
 
 
 # Files of both kinds, and rollouts

@@ -268,14 +268,20 @@ def _crash_at(monkeypatch: pytest.MonkeyPatch, step_number: int) -> None:
     monkeypatch.setattr(Curve, "on_log", on_log)
 
 
+def _crashed(runs: Path, name: str, monkeypatch: pytest.MonkeyPatch, save_steps: int) -> Path:
+    """Return a train step that failed at its ninth optimizer step, with checkpoints."""
+    step = train_step(runs, name, epochs=2.0, save_steps=save_steps)
+    with monkeypatch.context() as patch:
+        _crash_at(patch, 9)
+        assert run_step(step) == "failed"
+    return step
+
+
 def test_resume_is_exact_and_skips_a_torn_checkpoint(
     runs: Path, reference: list[float], name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A training that ended while it wrote a checkpoint goes on from the one before it, as if nothing had happened."""
-    step = train_step(runs, name, epochs=2.0, save_steps=2)
-    with monkeypatch.context() as patch:
-        _crash_at(patch, 9)
-        assert run_step(step) == "failed"
+    step = _crashed(runs, name, monkeypatch, save_steps=2)
     assert "power cut" in failure(step)
     whole, torn = sorted(step.glob("checkpoints/*/checkpoint-*"))
     assert (whole.name, torn.name) == ("checkpoint-6", "checkpoint-8")
@@ -291,10 +297,7 @@ def test_a_checkpoint_of_other_ranks_is_not_continued(
     runs: Path, reference: list[float], name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A checkpoint that was made on two ranks, or from other rows, is left alone: the training starts again."""
-    step = train_step(runs, name, epochs=2.0, save_steps=4)
-    with monkeypatch.context() as patch:
-        _crash_at(patch, 9)
-        assert run_step(step) == "failed"
+    step = _crashed(runs, name, monkeypatch, save_steps=4)
     (own,) = (step / "checkpoints").iterdir()
     own.rename(own.with_name("0" * 12))
     assert trained(step) == reference

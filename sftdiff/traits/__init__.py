@@ -4,7 +4,6 @@
 function (reply, scenario) -> Verdict marked with `@trait_scorer`, and a file under conf/trait_eval/ that names both.
 """
 
-import importlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from sftdiff import plugins
 from sftdiff.errors import SftdiffError
 from sftdiff.files import resolve
 from sftdiff.traits.rules import RULES_VERSION, Verdict, score_blackmail, score_date_confusion, score_negative_emotion
@@ -48,12 +48,7 @@ Scorer = Callable[[str, Scenario], Verdict]
 
 def trait_scorer(version: int) -> Callable[[Scorer], Scorer]:
     """Mark a function as a trait's scorer. Its version is part of the identity of its verdicts."""
-
-    def mark(function: Scorer) -> Scorer:
-        function.sftdiff_scorer_version = version  # type: ignore[attr-defined]
-        return function
-
-    return mark
+    return plugins.mark("trait_scorer", version)
 
 
 @trait_scorer(version=RULES_VERSION)
@@ -75,13 +70,8 @@ def blackmail(reply: str, scenario: Scenario) -> Verdict:
 
 
 def load_scorer(target: str) -> tuple[Scorer, int]:
-    """Return the scorer that a config's `_target_` names, and its version; only marked functions are accepted."""
-    module, _, name = target.rpartition(".")
-    try:
-        function = getattr(importlib.import_module(module), name)
-        return function, function.sftdiff_scorer_version
-    except (ImportError, AttributeError, ValueError):
-        raise SftdiffError(f"trait_eval: _target_ {target} is not a function marked with @trait_scorer") from None
+    """Return the scorer that a config's `_target_` names, and its version."""
+    return plugins.load(target, "trait_scorer", "trait_eval: _target_")
 
 
 def load_trait(name: str, suite: str = "quick", path: str | None = None) -> Trait:
