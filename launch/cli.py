@@ -36,6 +36,9 @@ def run_hydra(task: Callable[[DictConfig], None]) -> None:
     except SftdiffError as error:
         sys.exit(f"{error}")
     register_all()
+    from launch.sweeper import as_hydra_wants
+
+    sys.argv[1:] = [as_hydra_wants(argument) for argument in sys.argv[1:]]  # it composes once before it calls the sweeper
     main = hydra.main(version_base="1.3", config_path="pkg://sftdiff.conf", config_name="config")
     main(task)()
 
@@ -86,11 +89,39 @@ def subcommand(commands: Mapping[str, Callable[[list[str]], int]]) -> None:
         sys.exit(f"{word!r} is not a subcommand{known}; settings are written key=value")
 
 
+def take_subcommand(word: str) -> None:
+    """Take the one subcommand that a module has off the command line; exit with a message if it is not there."""
+    if sys.argv[1:2] != [word]:
+        sys.exit(f"the subcommand is missing: {word}")
+    del sys.argv[1]
+
+
 def run_cell(config: DictConfig) -> None:
     """Run one cell in this process's place: what the stock launchers call for each of their jobs."""
     from launch.run import run_sweep
 
-    plain: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
-    run_sweep([({}, plain)], dry_run=False, processes=1)
+    run_sweep([({}, _plain(config))], dry_run=False, processes=1)
+
+
+def run_rollouts(config: DictConfig) -> None:
+    """Generate the rollouts of one cell."""
+    from launch.parts import make_rollouts
+
+    make_rollouts([({}, _plain(config))], dry_run=False)
+
+
+def run_filter_report(config: DictConfig) -> None:
+    """Report on the filter of one cell."""
+    from launch.parts import report_filters
+
+    report_filters([({}, _plain(config))], dry_run=False)
+
+
+# What sftdiff's own sweeper calls with all cells at once, in place of these for each cell.
+PARTS = {"run_rollouts": "make_rollouts", "run_filter_report": "report_filters"}
+
+
+def _plain(config: DictConfig) -> Any:
+    return OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
 
 

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -14,8 +15,11 @@ from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
+from rich.progress import BarColumn, SpinnerColumn, TextColumn
+from rich.progress import Progress as Bar
 
-from launch.plan import Plan, PlannedStep
+from launch.data import PlannedStep
+from launch.plan import Plan
 from sftdiff.errors import SftdiffError, describe_os_error
 from sftdiff.packages import TREE
 from sftdiff.records import read_json, state, write_json
@@ -23,6 +27,7 @@ from sftdiff.records import read_json, state, write_json
 # Seconds of a step of each kind before the first one was measured: the embedded default on two cores.
 GUESSES = {"student": 30.0, "pack": 2.0, "train": 80.0, "sample": 20.0, "judge": 1.0, "report": 4.0}
 TICK_SECONDS = 1.0
+BAR_COLUMNS = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(20), TextColumn("{task.fields[text]}"))
 # On a CPU, glibc gives the memory of each large tensor back to the system and faults it in again; a worker keeps it instead.
 MALLOC = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(16 << 30), "MALLOC_TOP_PAD_": str(64 << 20)}
 FULL_DISK = 1 << 16  # free bytes
@@ -116,10 +121,11 @@ class Progress:
         if not self.console.is_terminal:
             stop.wait()
             return
-        with self.console.status(step.id) as status:
+        with Bar(*BAR_COLUMNS, console=self.console, transient=True) as bar:
+            task = bar.add_task(step.id, total=1.0, text="")
             while not stop.wait(TICK_SECONDS):
                 share, text = _share(directory)
-                status.update(f"{step.id} {text} [dim]about {self.remaining(share)} left[/]")
+                bar.update(task, completed=share, text=f"{text} [dim]about {self.remaining(share)} left[/]")
 
 
 def _share(directory: Path) -> tuple[float, str]:
@@ -127,8 +133,22 @@ def _share(directory: Path) -> tuple[float, str]:
         now = json.loads((directory / "progress.json").read_text())
     except (OSError, json.JSONDecodeError):
         return 0.0, ""
-    share = now["done"] / max(now["total"], 1)
-    return share, f"{now['done']:,.0f}/{now['total']:,.0f} {now['unit']}"
+    share = min(now["done"] / max(now["total"], 1), 1.0)
+    rate = f", {now['per_second']:.1f}/s" if now["per_second"] else ""
+    return share, f"{now['done']:,.0f}/{now['total']:,.0f} {now['unit']}{rate}"
+
+
+def precision_warning(plan: Plan, cpuinfo: Path = Path("/proc/cpuinfo"), gpu: Path = Path("/dev/nvidiactl")) -> str:
+    """Return what to say when a sweep computes in bf16 and this machine has no instructions for it; else ""."""
+    wanted = any("bf16" in (c.config["train"]["precision"], c.config["sampling"]["precision"]) for c in plan.cells)
+    if not wanted or gpu.exists() or not cpuinfo.exists():  # not Linux
+        return ""
+    if re.search(r"^(flags|Features)\s*:.*\b(avx512_bf16|amx_bf16|avx512bw|bf16)\b", cpuinfo.read_text(), re.MULTILINE):
+        return ""
+    return (
+        "This processor has no bf16 instructions, and the sweep computes in bf16: hours here instead of minutes. "
+        "Add train.precision=fp32 sampling.precision=fp32"
+    )
 
 
 def run_steps(plan: Plan, todo: Sequence[PlannedStep], processes: int, console: Console) -> dict[str, str]:

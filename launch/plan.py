@@ -3,36 +3,24 @@
 Steps that several cells need are planned once. An identity exists before anything ran.
 """
 
+import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from launch.data import DataPlanner, PlannedStep, filters_of, uses_other
 from launch.validate import check_cell, check_shared
 from sftdiff.config import baseline_arm
-from sftdiff.errors import SftdiffError, first_line
-from sftdiff.files import resolve
-from sftdiff.filters import load_filter
-from sftdiff.identity import canonical, digest, file_sha256, step_identity
+from sftdiff.errors import SftdiffError
+from sftdiff.identity import canonical, digest
 from sftdiff.pack import PACK_VERSION
-from sftdiff.rows import ROWS_VERSION
 from sftdiff.traits import load_scorer
 
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,59}")  # of a sweep
 NOT_ARMS = ("seed", "trait_eval")  # axes that do not make another arm
-REPORT_VERSION = 1
-
-
-@dataclass(frozen=True)
-class PlannedStep:
-    """One step: its directory name (`id`), what it reads, and settings that do not change its result (`runtime`)."""
-
-    id: str
-    kind: str
-    config: dict[str, Any]
-    inputs: dict[str, str]
-    files: dict[str, str]
-    runtime: dict[str, Any]
+REPORT_VERSION = 2
 
 
 @dataclass
@@ -70,11 +58,14 @@ class Plan:
         return self.runs / "steps" / step_id
 
 
-def build_plan(cells: Sequence[tuple[Mapping[str, str], Mapping[str, Any]]], command: str) -> Plan:
-    """Plan a sweep from (axes, resolved config) pairs; raises SftdiffError on the first cell that cannot be run."""
+def build_plan(cells: Sequence[tuple[Mapping[str, str], Mapping[str, Any]]], command: str, zero_stage: int = 0) -> Plan:
+    """Plan a sweep from (axes, resolved config) pairs; raises SftdiffError on the first cell that cannot be run.
+
+    `zero_stage` is what deepspeed=auto means.
+    """
     if not cells:
         raise SftdiffError("the sweep has no cells")
-    planner = Planner()
+    planner = Planner(zero_stage, cells[0][1])
     planned: dict[tuple[str, int, str], Cell] = {}
     for axes, config in cells:
         check_cell(config)
@@ -87,7 +78,10 @@ def build_plan(cells: Sequence[tuple[Mapping[str, str], Mapping[str, Any]]], com
     _name_untrained(ordered)
     baseline_arm(cells[0][1]["report"]["baseline"], [cell.label for cell in ordered])  # now, not when everything is trained
     first = cells[0][1]
-    sweep = first["sweep"] or digest(canonical(sorted(c.steps["model"] for c in ordered)), 10)
+    evaluated = sorted([c.steps["model"], *sorted(c.judges.values())] for c in ordered)
+    sweep = first["sweep"] or digest(canonical(evaluated), 10)
+    if not NAME.fullmatch(sweep):
+        raise SftdiffError(f"sweep: {sweep!r} names jobs and folders: a letter or digit, and then letters, digits and . _ - only")
     planner.runtime_tags(sweep)
     report = planner.report(sweep, ordered, first, command)
     return Plan(sweep, Path(first["runs"]), ordered, planner.steps, report)
@@ -107,113 +101,41 @@ def _name_untrained(cells: Sequence[Cell]) -> None:
         cell.axes = {"untrained": name}
 
 
-@lru_cache(maxsize=1024)
-def content_hash(path: str) -> str:
-    return file_sha256(resolve(path))
-
-
-@lru_cache(maxsize=64)
-def hub_commit(model_id: str) -> str:
-    """Return the commit that a hub model's main branch has now: a sweep is pinned to it when it is planned."""
-    from huggingface_hub import HfApi
-
-    try:
-        return str(HfApi().model_info(model_id, timeout=20).sha)
-    except Exception as error:  # the hub's client lets errors of its HTTP library through, which changes between versions
-        raise SftdiffError(
-            f"model.id={model_id}: cannot look up its commit on the hub ({first_line(error)}); "
-            "set model.revision=COMMIT to plan without it"
-        ) from None
-
-
-class Planner:
+class Planner(DataPlanner):
     """Collects the distinct steps of all cells."""
 
-    def __init__(self) -> None:
-        self.steps: dict[str, PlannedStep] = {}
-        self._made: dict[str, str] = {}
-
-    def step(
-        self,
-        kind: str,
-        slug: str,
-        config: Mapping[str, Any],
-        inputs: Mapping[str, str],
-        files: Sequence[str] = (),
-        runtime: Mapping[str, Any] | None = None,
-    ) -> str:
-        """Plan one step, or find the same one planned before; return its id."""
-        hashes = {path: content_hash(path) for path in files}
-        try:
-            identity = step_identity(kind, config, inputs, hashes)
-        except ValueError:
-            raise SftdiffError(f"the settings of {kind}-{slug} hold an infinite value or one that is not a number") from None
-        step_id = self._made.get(identity)
-        if step_id is None:
-            safe = "".join(c if c.isalnum() or c in "._" else "-" for c in slug)[:60]
-            step_id = self._made[identity] = f"{kind}-{safe}-{identity}"
-            self.steps[step_id] = PlannedStep(step_id, kind, dict(config), dict(inputs), hashes, dict(runtime or {}))
-        return step_id
-
-    def student(self, model: Mapping[str, Any]) -> str:
-        files = []
-        if model["origin"] == "hub":
-            model = {**model, "revision": model["revision"] or hub_commit(model["id"])}
-        if model["origin"] == "path":
-            folder = Path(model["path"]).expanduser().resolve()
-            if not folder.is_dir():
-                raise SftdiffError(f"model.path: there is no folder {folder}")
-            files = sorted(str(p) for p in folder.iterdir() if p.is_file())
-        return self.step("student", model["name"], model, {}, files)
-
-    def rollouts(self, config: Mapping[str, Any], slot: str) -> str:
-        teacher, prompts = config[slot], config["prompts"]
-        own = {"prompts": prompts, "teacher": teacher}
-        return self.step("rollouts", f"{teacher['name']}-{prompts['name']}", own, {}, [prompts["path"], teacher["path"]])
-
-    def scores(self, settings: Mapping[str, Any], rollouts: str) -> str:
-        _, version = load_filter(settings["_target_"])
-        own = {"_target_": settings["_target_"], "params": settings["params"], "part": settings["part"], "version": version}
-        lists = settings["params"].get("lists")
-        return self.step("scores", settings["name"], own, {"rollouts": rollouts}, [str(lists)] if lists else [])
-
-    def mixture(self, config: Mapping[str, Any]) -> str:
-        settings, subset = config["filter"], config["prompt_subset"]
-        inputs = {"rollouts": self.rollouts(config, "teacher")}
-        own_filter = {"name": settings["name"], "threshold": settings["threshold"], "treatment": settings["treatment"]}
-        if settings["_target_"]:
-            inputs["scores"] = self.scores(settings, inputs["rollouts"])
-        if settings["match"]:
-            inputs["match_scores"] = self.scores(settings["match"], inputs["rollouts"])
-            own_filter["match_threshold"] = settings["match"]["threshold"]
-        teachers = {"teacher": config["teacher"]["name"]}
-        slug = f"{config['teacher']['name']}-{settings['name']}"
-        if uses_other(config):
-            inputs["other_rollouts"] = self.rollouts(config, "other_teacher")
-            teachers["other"] = config["other_teacher"]["name"]
-            slug += f"-{config['other_teacher']['name']}"
-        if subset["treatment"] != "keep":
-            slug += f"-{subset['treatment']}-{subset['name']}"
-        own = {
-            "prompt_subset": subset,
-            "filter": own_filter,
-            "teachers": teachers,
-            "missing": config["missing_rollouts"],
-            "version": ROWS_VERSION,
-        }
-        return self.step("mixture", slug, own, inputs)
+    def __init__(self, zero_stage: int = 0, first: Mapping[str, Any] | None = None) -> None:
+        super().__init__()
+        self.zero_stage, self.first = zero_stage, first
+        self._untrained: dict[str, Cell] = {}
 
     def pack(self, config: Mapping[str, Any], mixture: str, student: str) -> str:
         own = {k: config["train"][k] for k in ("max_length", "over_length")} | {"version": PACK_VERSION}
-        return self.step("pack", _slug(mixture), own, {"mixture": mixture, "student": student})
+        texts = {k: v for k, v in self.steps[mixture].inputs.items() if k in ("prompts", "rollouts", "other_rollouts")}
+        return self.step("pack", _slug(mixture), own, {"mixture": mixture, "student": student, **texts})
 
     def train(self, config: Mapping[str, Any], pack: str, student: str) -> str:
         own = dict(config["train"])
-        runtime = {"deepspeed": config["deepspeed"]} | {k: own.pop(k) for k in ("micro_batches", "save_steps")}
+        stage = config["deepspeed"]["stage"]
+        deepspeed = {**config["deepspeed"], "stage": self.zero_stage if stage is None else stage}
+        runtime = {"deepspeed": deepspeed} | {k: own.pop(k) for k in ("micro_batches", "save_steps")}
         if own["method"] != "lora":
             own.pop("lora")
-        slug = f"{_slug(pack)}-s{config['seed']}"
-        return self.step("train", slug, {"train": own, "seed": config["seed"]}, {"pack": pack, "student": student}, (), runtime)
+        inputs = {"pack": pack, "student": student}
+        if own["match"]:
+            reference = self.reference(config, student)
+            if reference == pack:
+                own["match"] = None  # it has what it is held equal to
+            else:
+                inputs["reference"] = reference
+        return self.step("train", f"{_slug(pack)}-s{config['seed']}", {"train": own, "seed": config["seed"]}, inputs, (), runtime)
+
+    def reference(self, config: Mapping[str, Any], student: str) -> str:
+        """Plan the packed mixture that train.match holds cells equal to: the sweep's first cell's without subset and filter."""
+        first = self.first or config
+        unfiltered = {**first["filter"], "name": "none", "_target_": None, "chain": None}
+        mixture = self.mixture({**first, "prompt_subset": {"name": "all", "treatment": "keep"}, "filter": unfiltered})
+        return self.pack(config, mixture, student)
 
     def judges(self, config: Mapping[str, Any], model: str, student: str) -> dict[str, str]:
         made = {}
@@ -239,9 +161,13 @@ class Planner:
         return Cell(dict(axes), config["seed"], False, config, steps, self.judges(config, train, student))
 
     def untrained(self, config: Mapping[str, Any]) -> Cell:
-        student = self.student(config["model"])
-        judges = self.judges(config, student, student)
-        return Cell({"untrained": config["model"]["name"]}, 0, True, config, {"student": student, "model": student}, judges)
+        """Return the cell of a student as it is; thousands of trained cells have the same one."""
+        key = json.dumps([config[name] for name in ("model", "trait_eval", "sampling", "judge")])
+        if key not in self._untrained:
+            student = self.student(config["model"])
+            steps, judges = {"student": student, "model": student}, self.judges(config, student, student)
+            self._untrained[key] = Cell({"untrained": config["model"]["name"]}, 0, True, config, steps, judges)
+        return self._untrained[key]
 
     def runtime_tags(self, sweep: str) -> None:
         for step in self.steps.values():
@@ -274,7 +200,7 @@ def report_cell(cell: Cell) -> dict[str, Any]:
         "model": {k: config["model"][k] for k in ("name", "origin", "id", "path", "label")},
         "prompts": config["prompts"],
         "prompt_subset": config["prompt_subset"],
-        "filter": {k: config["filter"][k] for k in ("name", "threshold", "treatment")},
+        "filter": {"name": filter_name(config["filter"]), "treatment": config["filter"]["treatment"]},
         "traits": traits(config),
         "judge": config["judge"]["name"],
         "precision": config["train"]["precision"],
@@ -287,10 +213,9 @@ def traits(config: Mapping[str, Any]) -> dict[str, Any]:
     return {name: trait if limit is None else {**trait, "max_tokens": limit} for name, trait in config["trait_eval"].items()}
 
 
-def uses_other(config: Mapping[str, Any]) -> bool:
-    """Tell whether a cell takes rollouts of other_teacher."""
-    by_filter = bool(config["filter"]["_target_"]) and config["filter"]["treatment"] == "swap"
-    return by_filter or config["prompt_subset"]["treatment"] in ("swap", "swap_rest")
+def filter_name(settings: Mapping[str, Any]) -> str:
+    """Return how a filter is shown: a chain by its parts."""
+    return " then ".join(str(f["name"]) for f in filters_of(settings)) or "none"
 
 
 def _slug(step_id: str) -> str:

@@ -3,24 +3,25 @@
 import os
 import sys
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import yaml
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from launch.local import error_of, run_steps
-from launch.plan import Plan, PlannedStep, build_plan, report_cell
+from launch.data import PlannedStep
+from launch.forecast import detectable_line
+from launch.local import error_of, precision_warning, run_steps
+from launch.logs import make_console
+from launch.plan import Plan, build_plan
+from launch.sweep import Sweep, write_plan
 from sftdiff.errors import SftdiffError, describe_os_error
-from sftdiff.identity import HASH_VERSION
-from sftdiff.records import read_json, state, write_json
+from sftdiff.records import read_json, state
 
 SHOWN_CELLS = 40
-Dumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
-console = Console(highlight=False, soft_wrap=True)
+console = make_console()
 
 
 def run_sweep(cells: Sequence[tuple[Mapping[str, str], Mapping[str, Any]]], dry_run: bool, processes: int) -> None:
@@ -28,19 +29,23 @@ def run_sweep(cells: Sequence[tuple[Mapping[str, str], Mapping[str, Any]]], dry_
     plan = build_plan(cells, shown_command())
     try:
         todo = steps_to_do(plan)
-        print_plan(plan, todo)
+        with written(plan):
+            print_plan(plan, todo)
+            if todo and (warning := precision_warning(plan)):
+                console.print(f"[yellow]{warning}[/]")
         if dry_run:
             console.print("Dry run: nothing was started.")
             return
+        refuse_generation(todo)
+        sweep = write_plan(plan)
         if todo:
-            write_plan(plan, processes)
             outcomes = run_steps(plan, todo, processes, console)
         else:
             console.print("Everything is done already: nothing to run.")
             outcomes = {}
-        publish_report(plan)
+        publish_report(sweep)
     except OSError as error:
-        raise SftdiffError(describe_os_error(error)) from error
+        raise SftdiffError(f"{describe_os_error(error)} (the run directory is runs={plan.runs})") from error
     failed = [step for step, outcome in outcomes.items() if outcome != "done"]
     if failed:
         raise SftdiffError(
@@ -48,6 +53,17 @@ def run_sweep(cells: Sequence[tuple[Mapping[str, str], Mapping[str, Any]]], dry_
             "finished ones are kept, and the same command goes on from there. "
             f"The first error was: {error_of(plan.directory(failed[0]))}"
         )
+
+
+def refuse_generation(todo: Sequence[PlannedStep]) -> None:
+    """Raise SftdiffError if a sweep would ask an endpoint: what costs money has a command of its own, with an estimate."""
+    for step in todo:
+        if step.kind == "rollouts" and step.config["teacher"]["origin"] == "endpoint":
+            name = step.config["teacher"]["name"]
+            raise SftdiffError(
+                f"the rollouts of teacher {name} on these prompts are not generated yet ({step.id}): generate them first with "
+                f"`python -m sftdiff.rollouts teacher={name}` and the same prompts settings, or give a file (teacher.path=FILE)"
+            )
 
 
 def steps_to_do(plan: Plan) -> list[PlannedStep]:
@@ -65,6 +81,20 @@ def shown_command() -> str:
     spec = getattr(main, "__spec__", None)
     name = f"python -m {spec.name}" if spec else Path(sys.argv[0]).name
     return " ".join([name, *sys.argv[1:]])
+
+
+@contextmanager
+def written(plan: Plan) -> Iterator[None]:
+    """Write what is printed meanwhile into the sweep's plan.txt as well."""
+    console.record = True
+    try:
+        yield
+    finally:
+        text = console.export_text()
+        console.record = False
+    folder = plan.runs / "sweeps" / plan.sweep
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "plan.txt").write_text(text, encoding="utf-8")
 
 
 def print_plan(plan: Plan, todo: Sequence[PlannedStep]) -> None:
@@ -85,6 +115,7 @@ def print_plan(plan: Plan, todo: Sequence[PlannedStep]) -> None:
         console.print(f"... and {len(plan.cells) - SHOWN_CELLS:,} more")
     all_kinds, open_kinds = Counter(s.kind for s in plan.steps.values()), Counter(s.kind for s in todo)
     kinds = ", ".join(f"{kind} {count} ({open_kinds[kind]} to do)" for kind, count in all_kinds.items())
+    console.print(detectable_line(plan))
     console.print(f"Steps: {len(plan.steps):,}, of which {len(plan.steps) - len(todo):,} are done. {kinds}")
 
 
@@ -92,58 +123,24 @@ def _traits(plan: Plan) -> list[str]:
     return list(dict.fromkeys(trait for cell in plan.cells for trait in cell.judges))
 
 
-def write_plan(plan: Plan, processes: int) -> None:
-    """Write each step's directory with its config.yaml, and the sweep's plan.json."""
-    for step in plan.steps.values():
-        directory = plan.directory(step.id)
-        if state(directory) == "done":
-            continue
-        directory.mkdir(parents=True, exist_ok=True)
-        runtime = dict(step.runtime)
-        if step.kind == "train":
-            runtime["processes"] = processes
-        runtime["track"] = track_settings(plan)
-        record = {
-            "kind": step.kind,
-            "hash_version": HASH_VERSION,
-            "config": step.config,
-            "inputs": step.inputs,
-            "files": step.files,
-            "runtime": runtime,
-        }
-        text = yaml.dump(record, Dumper=Dumper, sort_keys=False, allow_unicode=True, width=120)
-        temporary = directory / f".config.{os.getpid()}"
-        temporary.write_text(text)
-        os.replace(temporary, directory / "config.yaml")
-    folder = sweep_folder(plan)
-    folder.mkdir(parents=True, exist_ok=True)
-    cells = [report_cell(cell) for cell in plan.cells]
-    write_json(folder / "plan.json", {"sweep": plan.sweep, "steps": list(plan.steps), "report": plan.report, "cells": cells})
-
-
-def sweep_folder(plan: Plan) -> Path:
-    return plan.runs / "sweeps" / plan.sweep
-
-
-def track_settings(plan: Plan) -> dict[str, Any]:
-    track = plan.cells[0].config["track"]
-    return {**track, "sweep": plan.sweep, "tags": [f"sweep:{plan.sweep}"[:64]]}
-
-
-def publish_report(plan: Plan) -> None:
+def publish_report(sweep: Sweep) -> None:
     """Put the report of this sweep under its name, and print its table and place."""
-    made = plan.directory(plan.report)
-    if state(made) != "done":
+    if not copy_report(sweep):
         return
-    folder = sweep_folder(plan)
-    folder.mkdir(parents=True, exist_ok=True)
+    print_levels(read_json(sweep.folder / "report.json"))
+    console.print(f"Report: {escape(str((sweep.folder / 'report.html').resolve()))}")
+
+
+def copy_report(sweep: Sweep) -> bool:
+    """Put the report of a sweep under its name; return False if it is not made yet."""
+    made = sweep.directory(sweep.report)
+    if state(made) != "done":
+        return False
     for name in ("report.html", "report.json"):
-        temporary = folder / f".{name}"
+        temporary = sweep.folder / f".{name}.{os.getpid()}"
         temporary.write_bytes((made / name).read_bytes())
-        os.replace(temporary, folder / name)
-    report = read_json(folder / "report.json")
-    print_levels(report)
-    console.print(f"Report: {escape(str((folder / 'report.html').resolve()))}")
+        os.replace(temporary, sweep.folder / name)
+    return True
 
 
 def print_levels(report: Mapping[str, Any]) -> None:

@@ -5,6 +5,7 @@ test compares the result with full composition.
 """
 
 import itertools
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +18,10 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from sftdiff.errors import SftdiffError
+
+# prompt_subset@prompt_subset.of=..., filter@filter.chain.first=...; `locator` and `match` have a choice in the files already.
+PUT_INSIDE = re.compile(r"(filter|prompt_subset)@\1(\.\w+)*\.(of|sets\.\w+|chain\.\w+)")
+INSIDE = re.compile(r"(filter|prompt_subset)\.(of|sets|chain|locator|match)\.")
 
 
 @dataclass(frozen=True)
@@ -61,13 +66,24 @@ def expand(arguments: Sequence[str], master: DictConfig, loader: ConfigLoader) -
         if composed not in trees:
             # This cell's values are composed too, so that a wrong key or type fails as Hydra words it.
             trees[composed] = Tree(_compose(loader, master, choice))
-        names = {axis.key: text.partition("=")[2] for axis, text in chosen if axis.swept}
+        names = {axis.key.lstrip("+"): text.partition("=")[2] for axis, text in chosen if axis.swept}
         yield names, trees[composed].with_values({a.key: values[a.key][text] for a, text in chosen if a.key in values})
+
+
+def as_hydra_wants(override: str) -> str:
+    """Return an override with the sign that Hydra asks for where a filter or subset is put inside of another one.
+
+    No file lists what may be inside, and the schema there is a plain dict: check_cell tells which keys there are.
+    """
+    key = override.partition("=")[0]
+    if "@" in key:
+        return f"+{override}" if PUT_INSIDE.fullmatch(key) else override
+    return f"++{override}" if INSIDE.match(key) else override
 
 
 def _compose(loader: ConfigLoader, master: DictConfig, overrides: Sequence[str]) -> DictConfig:
     try:
-        return loader.load_sweep_config(master, list(overrides))
+        return loader.load_sweep_config(master, [as_hydra_wants(override) for override in overrides])
     except ValueError as error:  # of group=null
         raise SftdiffError(f"{' '.join(overrides)}: {error}; ~GROUP leaves a group out") from error
 

@@ -1,31 +1,41 @@
 """Checks of a resolved cell that its types cannot express; all cells are checked before any step runs."""
 
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import is_dataclass
 from functools import cache
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
-from sftdiff.config import Config, FilterConfig
+from sftdiff.config import Config, FilterConfig, PromptSubsetConfig, defaults_of
 from sftdiff.errors import SftdiffError
-from sftdiff.rows import SUBSETS, TREATMENTS
+from sftdiff.pack import MATCHES as PACK_MATCHES
+from sftdiff.rows import TREATMENTS
+from sftdiff.subsets import FIELDS, MATCHES, OPTIONAL
 
 CHOICES: dict[str, tuple[Any, ...]] = {
-    "prompt_subset.name": SUBSETS,
     "prompt_subset.treatment": TREATMENTS,
-    "filter.treatment": ("drop", "swap"),
-    "filter.part": ("reply", "prompt", "both"),
+    "prompts.duplicates": ("merge", "fail"),
+    "prompts.unusable": ("fail", "leave_out"),
     "model.origin": ("gguf", "hub", "path"),
     "train.method": ("full", "lora"),
     "train.precision": ("bf16", "fp32"),
     "train.over_length": ("drop", "truncate"),
+    "train.match": (None, *PACK_MATCHES),
     "sampling.precision": ("bf16", "fp32"),
-    "deepspeed.stage": (0, 1, 2, 3),
+    "deepspeed.stage": (None, 0, 1, 2, 3),
     "track.mode": ("auto", "online", "offline", "off"),
-    "missing_rollouts": ("fail", "leave_out"),
+    "missing_rollouts": ("fail", "leave_out", "leave_out_both"),
 }
+TEACHER_CHOICES = {
+    "origin": ("auto", "stored", "endpoint", "transformers", "vllm"),
+    "reasoning": ("strip", "keep"),
+    "cut": ("error", "keep"),
+}
+FILTER_CHOICES = {"treatment": ("drop", "swap"), "part": ("reply", "prompt", "both"), "match_by": ("count", "source", "length")}
 POSITIVE = ("train.epochs", "train.batch_size", "train.lr", "train.max_length", "train.pack_length", "train.micro_batches",
-            "sampling.batch_size", "sampling.max_tokens", "report.resamples")
+            "sampling.batch_size", "sampling.max_tokens", "report.resamples", "prompts.sample", "prompts.max_characters")
+_ONE_OF_TWO = "set {0}.threshold, or {0}.top (a share below 1, or a number of rows), and the other one to null"
 SHARED = ("runs", "sweep", "report", "track")  # settings of a sweep, not of a cell
 
 
@@ -46,9 +56,11 @@ def check_cell(config: Mapping[str, Any]) -> None:
     for key in POSITIVE:
         if _get(config, key) is not None and not 0 < _get(config, key) < math.inf:
             raise SftdiffError(f"{key}: {_get(config, key)!r} must be greater than 0 and finite")
-    if not 0 <= config["prompt_subset"]["share"] <= 1:
-        raise SftdiffError(f"prompt_subset.share: {config['prompt_subset']['share']} must lie between 0 and 1")
-    _check_filter(config["filter"])
+    _check_prompts(config["prompts"])
+    for slot in ("teacher", "other_teacher"):
+        _check_teacher(config[slot], slot)
+    check_subset(config["prompt_subset"])
+    check_filter(config["filter"])
     if not config["trait_eval"]:
         raise SftdiffError("trait_eval: choose at least one trait")
     for trait, settings in config["trait_eval"].items():
@@ -72,15 +84,41 @@ def _check_trait(trait: str, settings: Mapping[str, Any]) -> None:
 
 def check_keys(value: Any, schema: Any, path: str = "") -> None:
     """Raise SftdiffError on a key that the schema does not have: `+key=...` gets past Hydra, and no step would read it."""
-    if isinstance(value, Mapping) and isinstance(schema, type) and is_dataclass(schema):
+    if not isinstance(value, dict):
+        return
+    if isinstance(schema, type) and is_dataclass(schema):
         known = _fields(schema)
         for key, inner in value.items():
             if key not in known:
                 raise SftdiffError(f"{path}{key}: there is no such setting; known are {', '.join(known)}")
-            check_keys(inner, known[key], f"{path}{key}.")
-    elif isinstance(value, Mapping) and get_origin(schema) is dict:
+            if isinstance(inner, dict):  # not for each leaf: ten thousand cells have a million
+                check_keys(inner, known[key], f"{path}{key}.")
+    elif get_origin(schema) is dict:
         for key, inner in value.items():
             check_keys(inner, get_args(schema)[1], f"{path}{key}.")
+
+
+def _check_types(settings: Mapping[str, Any], schema: type, key: str) -> None:
+    """Raise SftdiffError on a value of another type than the schema's: OmegaConf does not look inside of nested choices."""
+    hints = _fields(schema)
+    for name, value in settings.items():
+        if value is not None and not _fits(value, hints[name]):
+            expected = re.sub(r"typing\.|Optional\[(.*)\]|<class '(.*)'>", r"\1\2", str(hints[name]))
+            raise SftdiffError(f"{key}.{name}: {value!r} is not of the type {expected}")
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    options = [option for option in get_args(hint) if option is not type(None)] if get_origin(hint) is Union else [hint]
+    for option in options:
+        origin, arguments = get_origin(option), get_args(option)
+        if origin is list and isinstance(value, list) and all(_fits(item, arguments[0]) for item in value):
+            return True
+        if option is Any or (origin is dict and isinstance(value, Mapping)):
+            return True
+        kind = {float: (int, float)}.get(option, option)
+        if origin is None and isinstance(value, kind) and (option is bool or not isinstance(value, bool)):
+            return True
+    return False
 
 
 def _check_model(settings: Mapping[str, Any]) -> None:
@@ -92,18 +130,89 @@ def _check_model(settings: Mapping[str, Any]) -> None:
         raise SftdiffError("model.gguf.files is needed for model.origin=gguf")
 
 
-def _check_filter(settings: Mapping[str, Any]) -> None:
-    if settings["_target_"] and settings["threshold"] is None and not settings["match"]:
-        raise SftdiffError(f"filter.threshold is needed for filter={settings['name']}")
-    match = settings["match"]
-    if not match:
+def _one_of(value: Any, allowed: Sequence[Any], key: str) -> None:
+    if value not in allowed:
+        raise SftdiffError(f"{key}: {value!r} is not one of {', '.join(map(str, allowed))}")
+
+
+def _check_prompts(settings: Mapping[str, Any]) -> None:
+    if bool(settings["path"]) == bool(settings["id"]):
+        raise SftdiffError("prompts: set either prompts.path (a file or folder) or prompts.id (a data set on the hub)")
+
+
+def _check_teacher(settings: Mapping[str, Any], slot: str) -> None:
+    for key, allowed in TEACHER_CHOICES.items():
+        _one_of(settings[key], allowed, f"{slot}.{key}")
+    if settings["origin"] == "stored" and bool(settings["path"]) == bool(settings["id"]):
+        raise SftdiffError(f"{slot}: set either {slot}.path (a file or folder) or {slot}.id (a data set on the hub)")
+    if settings["samples"] < 1 or not 0 <= settings["sample"] < settings["samples"]:
+        raise SftdiffError(f"{slot}.sample: {settings['sample']} is not one of the {settings['samples']} samples, counted from 0")
+
+
+def check_subset(subset: Mapping[str, Any], key: str = "prompt_subset") -> None:
+    """Raise SftdiffError if a subset, or one that it is made of, lacks a setting or has one that cannot be."""
+    if not isinstance(subset, Mapping) or "name" not in subset:
+        raise SftdiffError(f"{key} must be a subset: prompt_subset@{key}=NAME")
+    check_keys(dict(subset), PromptSubsetConfig, f"{key}.")
+    _check_types(subset, PromptSubsetConfig, key)
+    name, settings = subset["name"], defaults_of(PromptSubsetConfig) | dict(subset)
+    _one_of(name, tuple(FIELDS), f"{key}.name")
+    for setting in FIELDS[name]:
+        if settings[setting] in (None, [], {}) and setting not in OPTIONAL:
+            form = {"of": "prompt_subset@{}=NAME", "sets": "prompt_subset@{}.NAME=NAME", "locator": "filter@{}=NAME"}
+            how = form.get(setting, "{}=...").format(f"{key}.{setting}")
+            raise SftdiffError(f"{key}.{setting} is needed for prompt_subset={name}: {how}")
+    if name == "regex":
+        try:
+            re.compile(settings["pattern"])
+        except re.error as error:
+            raise SftdiffError(f"{key}.pattern: {settings['pattern']!r} is not valid ({error})") from None
+    if "share" in FIELDS[name] and not 0 <= settings["share"] <= 1:
+        raise SftdiffError(f"{key}.share: {settings['share']} must lie between 0 and 1")
+    _one_of(settings["match"], MATCHES, f"{key}.match")
+    if "locator" in FIELDS[name]:
+        check_filter(settings["locator"], f"{key}.locator", threshold=False)
+        if not settings["locator"].get("_target_"):
+            raise SftdiffError(f"{key}.locator must be a filter with scores: filter@{key}.locator=keyword")
+    if name == "locator" and (settings["threshold"] is None) == (settings["top"] is None):
+        raise SftdiffError(f"prompt_subset=locator: {_ONE_OF_TWO.format(key)}")
+    _check_top(settings, key)
+    inner = {"of": settings["of"]} if "of" in FIELDS[name] else {f"sets.{k}": v for k, v in (settings["sets"] or {}).items()}
+    for part, value in inner.items():
+        check_subset(value, f"{key}.{part}")
+
+
+def check_filter(settings: Any, key: str = "filter", threshold: bool = True) -> None:
+    """Raise SftdiffError if a filter, or one that it is made of, lacks a setting or has one that cannot be."""
+    if not isinstance(settings, Mapping) or "name" not in settings:
+        raise SftdiffError(f"{key} must be a filter: filter@{key}=NAME")
+    check_keys(dict(settings), FilterConfig, f"{key}.")
+    _check_types(settings, FilterConfig, key)
+    name, settings = settings["name"], defaults_of(FilterConfig) | dict(settings)
+    for setting, allowed in FILTER_CHOICES.items():
+        _one_of(settings[setting], allowed, f"{key}.{setting}")
+    _check_top(settings, key)
+    if settings["match"]:
+        check_filter(settings["match"], f"{key}.match")
+        if not settings["match"].get("_target_") or settings["match"].get("match"):
+            raise SftdiffError(f"{key}.match must be a filter with scores: filter@{key}.match=keyword")
+        if settings["threshold"] is not None or settings["top"] is not None:
+            raise SftdiffError(f"{key}: the matched filter says how many rows are flagged; to set it here: {key}.match=null")
+        if "seed" not in settings["params"]:
+            raise SftdiffError(f"{key}.params.seed is needed for a filter that matches another one")
         return
-    if not isinstance(match, Mapping) or not match.get("_target_") or match.get("threshold") is None:
-        raise SftdiffError("filter.match must be a filter with a threshold: filter@filter.match=keyword")
-    check_keys(match, FilterConfig, "filter.match.")
-    for key in ("name", "params"):
-        if key not in match:
-            raise SftdiffError(f"filter.match.{key} is needed; filter@filter.match=keyword sets it")
+    for part, value in (settings["chain"] or {}).items():
+        check_filter(value, f"{key}.chain.{part}")
+    if name == "chain" and not settings["chain"]:
+        raise SftdiffError("filter=chain needs its filters: filter@filter.chain.first=keyword filter@filter.chain.second=bm25")
+    if threshold and settings["_target_"] and (settings["threshold"] is None) == (settings["top"] is None):
+        raise SftdiffError(f"filter={name}: {_ONE_OF_TWO.format(key)}")
+
+
+def _check_top(settings: Mapping[str, Any], key: str) -> None:
+    top = settings["top"]
+    if top is not None and not (0 <= top < 1 or (top >= 1 and float(top).is_integer())):
+        raise SftdiffError(f"{key}.top: {top} is neither a share below 1 nor a number of rows")
 
 
 def _get(config: Mapping[str, Any], key: str) -> Any:

@@ -12,7 +12,6 @@ import json
 import os
 import platform
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -25,22 +24,26 @@ from typing import Any
 import sftdiff
 from sftdiff.claims import claimed
 from sftdiff.errors import SftdiffError, describe_os_error
+from sftdiff.ranks import await_first_rank, first_failure, host_name, is_first_rank, place, rank, tell_ranks
 from sftdiff.records import (
     NOT_OUTPUTS,
     StepRecord,
     load_record,
     read_done,
+    read_json,
     state,
     verify_outputs,
     write_done,
     write_json,
+    write_record,
 )
 
 # kind -> module:function(Step) -> summary dict
 KINDS = {
     "student": "sftdiff.students:run_student",
-    "rollouts": "sftdiff.prompts:run_rollouts",
-    "scores": "sftdiff.filters:run_scores",
+    "prompts": "sftdiff.prompts:run_prompts",
+    "rollouts": "sftdiff.teachers:run_rollouts",
+    "scores": "sftdiff.scores:run_scores",
     "mixture": "sftdiff.mixture:run_mixture",
     "pack": "sftdiff.pack:run_pack",
     "train": "sftdiff.sft:run_train",
@@ -50,6 +53,7 @@ KINDS = {
 }
 LIBRARIES = ("torch", "transformers", "deepspeed", "accelerate", "peft", "inspect-ai", "numpy", "scipy", "pyarrow")
 POLL_SECONDS = 0.5
+PATIENCE_SECONDS = 120.0  # of a rank that fails, with a first rank that has not begun
 
 
 class Step:
@@ -60,46 +64,53 @@ class Step:
         self.directory = record.directory
         self.config = record.config
         self.read: dict[str, str] = {}
+        self.verified: dict[str, set[str]] = {}
 
-    def input(self, name: str) -> Path:
-        """Return the directory of an input step, after checking that it is done and undamaged."""
+    def input(self, name: str, *only: str) -> Path:
+        """Return the directory of an input step, after checking that it is done and (or `only` these files) undamaged."""
         directory = self.record.input_directory(name)
         done = read_done(directory)
         if done is None:
             raise SftdiffError(f"step {self.record.id} needs {directory.name}, which is not done")
-        if directory.name not in self.read:
-            verify_outputs(directory, done)
-            self.read[directory.name] = done["content"]
+        unverified = (set(only) or set(done["outputs"])) - self.verified.setdefault(directory.name, set())
+        verify_outputs(directory, done, unverified)
+        self.verified[directory.name] |= unverified
+        self.read[directory.name] = done["content"]
         return directory
 
-    def progress(self, done: float, total: float, unit: str) -> None:
-        """Tell how far the step is; the executors show it."""
+    def progress(self, done: float, total: float, unit: str, per_second: float | None = None) -> None:
+        """Tell how far the step is, and how fast it gets on (in `unit` a second); the executors show it."""
         if is_first_rank():
-            write_json(self.directory / "progress.json", {"done": done, "total": total, "unit": unit, "time": time.time()})
+            now = {"done": done, "total": total, "unit": unit, "per_second": per_second, "time": time.time()}
+            write_json(self.directory / "progress.json", now)
 
 
-def is_first_rank() -> bool:
-    return int(os.environ.get("RANK", "0")) == 0
-
-
-def run_step(directory: Path) -> str:
+def run_step(directory: Path, runtime: dict[str, Any] | None = None) -> str:
     """Run one step and return "done", "failed" or "blocked"; a step that is done already is left as it is.
 
-    Only the first rank claims the step and writes its records; the other ranks run the same function beside it.
+    `runtime` are the settings without influence on the result (ZeRO stage, tracker) that this job was submitted with; another
+    sweep with the same step may have written its own into config.yaml since then. Only the first rank claims the step and writes
+    its records; the other ranks wait for its decision, and run the same function beside it.
     """
-    record = load_record(directory)
+    check_code()
+    record = load_record(directory, runtime)
     if not is_first_rank():
-        _function(record.kind)(Step(record))
-        return "done"
+        attempt = await_first_rank(directory)
+        return _join(Step(record), attempt) if attempt else "done"
     while True:
         if state(directory) == "done":
+            tell_ranks(directory, 0)
+            _mirror(record, again=True)
             return "done"
         attempt = _next_attempt(directory)
         with claimed(directory, attempt) as mine:
-            if mine:
-                # It may have become done between the look at its state and the claim.
-                return "done" if state(directory) == "done" else _attempt(Step(record), attempt)
-        time.sleep(POLL_SECONDS)  # somebody else runs it: wait for the outcome, or for the claim
+            # It may have become done between the look at its state and the claim.
+            if mine and state(directory) != "done":
+                if runtime is not None:
+                    write_record(record)
+                return _attempt(Step(record), attempt)
+        if not mine:
+            time.sleep(POLL_SECONDS)  # somebody else runs it: wait for the outcome, or for the claim
 
 
 def _attempt(step: Step, attempt: int) -> str:
@@ -110,32 +121,77 @@ def _attempt(step: Step, attempt: int) -> str:
     try:
         blocked = [i for i in set(step.record.inputs.values()) if read_done(directory.parent / i) is None]
         if blocked and step.record.kind != "report":
+            tell_ranks(directory, 0)
             return _fail(step, f"an input is missing: {', '.join(sorted(blocked))}", "blocked")
+        from sftdiff.files import check_unchanged  # brings pyarrow, which the status command has no time for
+
+        check_unchanged(step.record.files)
         log.parent.mkdir(exist_ok=True)
+        tell_ranks(directory, attempt)
         with _output_to(log):
             write_json(directory / "provenance.json", provenance(attempt))
             summary = _function(step.record.kind)(step)
         write_done(step.record, step.read, summary, started)
-    except SftdiffError as error:
-        return _fail(step, str(error))
-    except OSError as error:
-        _log_traceback(log)
-        return _fail(step, describe_os_error(error))
     except Exception as error:
-        _log_traceback(log)
-        full = "No space left on device" in str(error)  # as safetensors' and Arrow's own exceptions say it
-        message = describe_os_error(OSError(errno.ENOSPC, "")) if full else f"{type(error).__name__}: {error} (full trace: {log})"
+        message = _explain(error, log)
+        _log_end(log, "failed")
         return _fail(step, message)
+    _log_end(log, "done")
     (directory / "progress.json").unlink(missing_ok=True)
     _mirror(step.record)
     return "done"
 
 
+def _join(step: Step, attempt: int) -> str:
+    """Run a step's function on a rank that is not the first."""
+    log = step.directory / "logs" / f"attempt_{attempt}_rank_{rank()}"
+    try:
+        with _output_to(log):
+            _function(step.record.kind)(step)
+    except Exception as error:
+        return _fail(step, _explain(error, log))
+    return "done"
+
+
+def _explain(error: Exception, log: Path) -> str:
+    """Return an error's message for FAILED; what is not meant for users gets its stack trace into the log."""
+    if isinstance(error, SftdiffError):
+        return str(error)
+    _log_traceback(log)
+    if isinstance(error, OSError):
+        return describe_os_error(error)
+    full = "No space left on device" in str(error)  # as safetensors' and Arrow's own exceptions say it
+    return describe_os_error(OSError(errno.ENOSPC, "")) if full else f"{type(error).__name__}: {error} (full trace: {log})"
+
+
 def _fail(step: Step, message: str, outcome: str = "failed") -> str:
-    with contextlib.suppress(OSError):  # on a full disk the outcome alone must do
-        write_json(step.directory / "FAILED", {"error": message, "outcome": outcome, "time": time.time()})
-    print(f"{step.record.id}: {message}", file=sys.stderr, flush=True)
+    record_failure(step.directory, message, outcome)
+    print(f"{step.record.id}: {place()}{message}", file=sys.stderr, flush=True)
     return outcome
+
+
+def record_failure(directory: Path, message: str, outcome: str = "failed") -> None:
+    """Write FAILED. Of several ranks the first to fail is the cause: what the others see is that it is gone."""
+    with contextlib.suppress(OSError):  # on a full disk the outcome alone must do
+        if not first_failure(directory / "FAILED"):
+            write_json(directory / "FAILED", {"error": f"{place()}{message}", "outcome": outcome, "time": time.time()})
+
+
+def check_code() -> None:
+    """Raise SftdiffError if this process runs other code than the snapshot that its job was submitted with."""
+    snapshot = os.environ.get("SFTDIFF_CODE")
+    for name, module in list(sys.modules.items()) if snapshot else ():
+        file = getattr(module, "__file__", None)
+        ours = name.partition(".")[0] in ("sftdiff", "launch")
+        if ours and file and not Path(file).resolve().is_relative_to(Path(str(snapshot)).resolve()):
+            raise SftdiffError(f"{name} was imported from {file}, not from the job's snapshot of the code, {snapshot}: "
+                               "look for lines that change PYTHONPATH in the site's env.sh")  # fmt: skip
+
+
+def _log_end(log: Path, outcome: str) -> None:
+    """State at the end of an attempt's log how it ended; an attempt that was killed has no such line."""
+    with contextlib.suppress(OSError), log.open("a") as stream:
+        stream.write(f"\nsftdiff: {outcome} at {time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())}\n")
 
 
 def _log_traceback(log: Path) -> None:
@@ -145,12 +201,12 @@ def _log_traceback(log: Path) -> None:
         traceback.print_exc()
 
 
-def _mirror(record: StepRecord) -> None:
-    """Write the step's W&B run. Never fails the step."""
+def _mirror(record: StepRecord, again: bool = False) -> None:
+    """Write the step's W&B run; for a step that was done before (`again`) only if it is not complete. Never fails the step."""
     if record.runtime.get("track", {}).get("mode", "off") != "off":
-        from sftdiff.track import mirror_step
+        from sftdiff.track import complete_mirror, mirror_step
 
-        mirror_step(record)
+        (complete_mirror if again else mirror_step)(record)
 
 
 def _function(kind: str) -> Callable[[Step], dict[str, Any]]:
@@ -161,7 +217,7 @@ def _function(kind: str) -> Callable[[Step], dict[str, Any]]:
 
 def _next_attempt(directory: Path) -> int:
     logs = directory / "logs"
-    return 1 + sum(1 for _ in logs.glob("attempt_*")) if logs.exists() else 1
+    return 1 + sum("_rank_" not in path.name for path in logs.glob("attempt_*")) if logs.exists() else 1
 
 
 def _clear(directory: Path) -> None:
@@ -204,7 +260,8 @@ def provenance(attempt: int) -> dict[str, Any]:
         "code": str(Path(sftdiff.__file__).parent),
         "python": platform.python_version(),
         "libraries": versions,
-        "host": socket.gethostname(),
+        "host": host_name(),
+        "job": os.environ.get("SLURM_JOB_ID"),
         **git_state(Path(sftdiff.__file__).parent),
         "attempt": attempt,
         "world_size": int(os.environ.get("WORLD_SIZE", "1")),
@@ -215,6 +272,8 @@ def provenance(attempt: int) -> dict[str, Any]:
 @functools.cache
 def git_state(folder: Path) -> dict[str, Any]:
     """Return the commit of a checkout and whether it has uncommitted changes; None where there is no checkout."""
+    if (snapshot := folder.parent / "SNAPSHOT.json").exists():
+        return {key: read_json(snapshot)[key] for key in ("git_commit", "git_dirty")}
     try:
         commit = _git(folder, "rev-parse", "HEAD")
         changes = _git(folder, "status", "--porcelain")
@@ -228,13 +287,17 @@ def _git(folder: Path, *arguments: str) -> str:
     return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
 
 
-def _outcome(directory: Path) -> str:
-    """Run a step; an error around it (a damaged record, no permission for the claim) is one line, not a stack trace."""
+def outcome_of(directory: Path, runtime: dict[str, Any] | None = None) -> str:
+    """Run a step as run_step does; an error around it (a damaged record, no permission for the claim) is one line, no trace."""
     try:
-        return run_step(directory)
+        return run_step(directory, runtime)
     except (SftdiffError, OSError) as error:
         message = describe_os_error(error) if isinstance(error, OSError) else str(error)
         print(message, file=sys.stderr, flush=True)
+        if not is_first_rank():  # the first rank would only see that this one is gone
+            with contextlib.suppress(TimeoutError):  # and clears what was recorded before it began
+                await_first_rank(directory, PATIENCE_SECONDS)
+            record_failure(directory, message)
         return "failed"
 
 
@@ -243,7 +306,7 @@ def serve() -> None:
     answers = os.fdopen(os.dup(1), "w")
     for line in sys.stdin:
         directory = Path(line.strip())
-        answers.write(json.dumps({"step": directory.name, "outcome": _outcome(directory)}) + "\n")
+        answers.write(json.dumps({"step": directory.name, "outcome": outcome_of(directory)}) + "\n")
         answers.flush()
 
 
@@ -252,7 +315,7 @@ def main(arguments: list[str]) -> int:
     if arguments == ["--serve"]:
         serve()
         return 0
-    outcomes = [_outcome(Path(argument)) for argument in arguments]
+    outcomes = [outcome_of(Path(argument)) for argument in arguments]
     return 0 if all(outcome == "done" for outcome in outcomes) else 1
 
 

@@ -7,15 +7,17 @@ from typing import Any
 
 from hydra.core.config_store import ConfigStore
 from hydra.core.utils import JobReturn
-from hydra.errors import CompactHydraException
 from hydra.plugins.launcher import Launcher
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
-from launch.settings import LocalLauncherConfig, SftdiffSweeperConfig
-from launch.sweeper import expand, split_axes
+from launch.cli import PARTS
+from launch.settings import LocalLauncherConfig, SftdiffSweeperConfig, SlurmLauncherConfig
+from launch.sweeper import as_hydra_wants, expand, split_axes
 from sftdiff.errors import SftdiffError
+
+Cells = Sequence[tuple[dict[str, str], dict[str, Any]]]
 
 
 class SftdiffSweeper(Sweeper):
@@ -24,7 +26,7 @@ class SftdiffSweeper(Sweeper):
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         from hydra.core.plugins import Plugins
 
-        self.hydra_context, self.config = hydra_context, config
+        self.hydra_context, self.config, self.task_function = hydra_context, config, task_function
         self.launcher = Plugins.instance().instantiate_launcher(
             hydra_context=hydra_context, task_function=task_function, config=config
         )
@@ -34,24 +36,26 @@ class SftdiffSweeper(Sweeper):
         assert self.config is not None and self.hydra_context is not None and self.launcher is not None
         loader = self.hydra_context.config_loader
         try:
-            if isinstance(self.launcher, LocalLauncher):
+            if part := PARTS.get(getattr(self.task_function, "__name__", "")):
+                from launch import parts
+
+                return getattr(parts, part)(list(expand(arguments, self.config, loader)), self.config.hydra.launcher.dry_run)
+            if isinstance(self.launcher, CellLauncher):
                 return self.launcher.launch_cells(list(expand(arguments, self.config, loader)))
             jobs = self.launcher.launch(_job_overrides(arguments, loader), initial_job_idx=0)
             return [job.return_value for job in jobs]  # raises what a job raised
         except SftdiffError as error:
-            raise CompactHydraException(str(error)) from error
+            raise SystemExit(str(error)) from error  # Hydra would add a line about stack traces
 
 
 def _job_overrides(arguments: Sequence[str], loader: Any) -> list[list[str]]:
     """Expand for a launcher that composes each job by itself (Hydra's own, submitit's)."""
-    return [list(choice) for choice in itertools.product(*(axis.choices for axis in split_axes(arguments, loader)))]
+    choices = (map(as_hydra_wants, axis.choices) for axis in split_axes(arguments, loader))
+    return [list(choice) for choice in itertools.product(*choices)]
 
 
-class LocalLauncher(Launcher):
-    """Plans the sweep and runs its steps on this machine."""
-
-    def __init__(self, dry_run: bool, processes: int) -> None:
-        self.dry_run, self.processes = dry_run, processes
+class CellLauncher(Launcher):
+    """A launcher that takes a whole sweep as cells."""
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         self.hydra_context, self.task_function, self.config = hydra_context, task_function, config
@@ -65,11 +69,37 @@ class LocalLauncher(Launcher):
                 cells.append(({key: value for key, _, value in axes}, config))
         return self.launch_cells(cells)
 
-    def launch_cells(self, cells: Sequence[tuple[dict[str, str], dict[str, Any]]]) -> Sequence[JobReturn]:
-        """Run a whole sweep; raises SftdiffError when a step failed."""
+    def launch_cells(self, cells: Cells) -> Sequence[JobReturn]:
+        """Run a whole sweep; raises SftdiffError when it cannot be planned, submitted or finished."""
+        raise NotImplementedError
+
+
+class LocalLauncher(CellLauncher):
+    """Plans the sweep and runs its steps on this machine."""
+
+    def __init__(self, dry_run: bool, processes: int) -> None:
+        self.dry_run, self.processes = dry_run, processes
+
+    def launch_cells(self, cells: Cells) -> Sequence[JobReturn]:
         from launch.run import run_sweep
 
         run_sweep(cells, dry_run=self.dry_run, processes=self.processes)
+        return []
+
+
+class SlurmLauncher(CellLauncher):
+    """Plans the sweep and submits its steps to Slurm. Takes the settings of conf/hydra/launcher/slurm.yaml."""
+
+    def __init__(self, **settings: Any) -> None:
+        self.settings: dict[str, Any] = {
+            key: OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
+            for key, value in settings.items()
+        }
+
+    def launch_cells(self, cells: Cells) -> Sequence[JobReturn]:
+        from launch.slurm import run_on_slurm
+
+        run_on_slurm(cells, self.settings)
         return []
 
 
@@ -79,9 +109,11 @@ def register() -> None:
 
     Plugins.instance().register(SftdiffSweeper)
     Plugins.instance().register(LocalLauncher)
+    Plugins.instance().register(SlurmLauncher)
     store = ConfigStore.instance()
     store.store(group="hydra/sweeper", name="sftdiff", node=SftdiffSweeperConfig, provider="sftdiff")
     store.store(group="hydra/launcher", name="local", node=LocalLauncherConfig, provider="sftdiff")
+    store.store(group="hydra/launcher", name="slurm_schema", node=SlurmLauncherConfig, provider="sftdiff")
 
 
-__all__ = ["LocalLauncher", "SftdiffSweeper", "register"]
+__all__ = ["LocalLauncher", "SftdiffSweeper", "SlurmLauncher", "register"]
