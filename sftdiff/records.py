@@ -3,6 +3,7 @@
 import json
 import os
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import yaml
 
 from sftdiff.errors import SftdiffError, one_line
-from sftdiff.identity import canonical, digest, file_sha256
+from sftdiff.identity import HASH_VERSION, canonical, digest, file_sha256
 
 # Outputs that hold times, and so differ between runs that made the same thing: verified, but not part of the content hash.
 WITH_TIMES = ("inspect/", "curve.jsonl")
@@ -37,16 +38,30 @@ class StepRecord:
         return self.directory.parent / self.inputs[name]
 
 
-def load_record(directory: Path) -> StepRecord:
-    """Read a step's config.yaml."""
+def load_record(directory: Path, runtime: dict[str, Any] | None = None) -> StepRecord:
+    """Read a step's config.yaml; `runtime` takes the place of what it says there."""
     path = directory / "config.yaml"
     try:
         data = yaml.load(path.read_text(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-        return StepRecord(directory, data["kind"], data["config"], data["inputs"], data["files"], data["runtime"])
+        settings = data["runtime"] if runtime is None else runtime
+        return StepRecord(directory, data["kind"], data["config"], data["inputs"], data["files"], settings)
     except FileNotFoundError:
         raise SftdiffError(f"{directory} is not a step directory: it has no config.yaml") from None
     except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError) as error:
         raise SftdiffError(f"{path} is damaged ({one_line(error)}): delete {directory} and run the same command again") from None
+
+
+def write_record(record: StepRecord) -> None:
+    """Write a step's config.yaml."""
+    names = ("config", "inputs", "files", "runtime")
+    content = {"kind": record.kind, "hash_version": HASH_VERSION} | {name: getattr(record, name) for name in names}
+    dumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
+    temporary = record.directory / f".config.{os.getpid()}"
+    try:
+        temporary.write_text(yaml.dump(content, Dumper=dumper, sort_keys=False, allow_unicode=True, width=120))
+        os.replace(temporary, record.directory / "config.yaml")
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -107,10 +122,10 @@ def read_done(directory: Path) -> dict[str, Any] | None:
     return done
 
 
-def verify_outputs(directory: Path, done: dict[str, Any]) -> None:
-    """Check a step's outputs against its DONE record; raise with the damaged file's name."""
-    for name, expected in done["outputs"].items():
-        path = directory / name
+def verify_outputs(directory: Path, done: dict[str, Any], names: Iterable[str]) -> None:
+    """Check these outputs of a step against its DONE record; raise with the damaged file's name."""
+    for name in sorted(names):
+        path, expected = directory / name, done["outputs"][name]
         if not path.is_file() or path.stat().st_size != expected["bytes"] or file_sha256(path) != expected["sha256"]:
             raise SftdiffError(
                 f"the cached step {directory.name} is corrupt: {path} is not what its DONE file records; "

@@ -17,6 +17,7 @@ from sftdiff.files import read_table
 from sftdiff.records import load_record, read_done, read_json, write_json
 from sftdiff.report_html import render_report
 from sftdiff.steps import Step, run_step
+from sftdiff.trace import USAGE, rows_command
 
 EXAMPLE_CHARACTERS = 3000
 
@@ -47,7 +48,7 @@ def build_report(step: Step, cells: Sequence[Mapping[str, Any]]) -> dict[str, An
         "axes": [axis for axis in axes if len({arm["axes"].get(axis) for arm in arms if not arm["untrained"]}) > 1] or axes,
         "teachers": _teachers(cells),
         "students": _distinct({"name": c["model"]["name"], "origin": _origin(c["model"])} for c in cells),
-        "prompts": _distinct({"name": c["prompts"]["name"], "rows": _rows(step, c)} for c in cells if not c["untrained"]),
+        "prompts": _distinct(_prompt_set(step, c) for c in cells if not c["untrained"]),
         "judges": sorted({c["judge"] for c in cells}),
         "arms": arms,
         "traits": traits,
@@ -88,9 +89,15 @@ def _origin(model: Mapping[str, Any]) -> str:
     return f"{model['label'] or model['name']}; {where[model['origin']]}"
 
 
-def _rows(step: Step, cell: Mapping[str, Any]) -> int | None:
-    done = read_done(_directory(step, cell["steps"]["mixture"]))
-    return None if done is None else sum(done["summary"][a] for a in ("kept", "swapped", "dropped", "error"))
+def _prompt_set(step: Step, cell: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the size of a cell's prompt set, and what became of the rows that were read for it."""
+    mixture, name = _directory(step, cell["steps"]["mixture"]), cell["prompts"]["name"]
+    done = read_done(mixture) and read_done(load_record(mixture).input_directory("prompts"))
+    if not done:
+        return {"name": name, "rows": None, "read": None, "left_out": {}}
+    totals = done["summary"]["totals"]
+    left_out = {fate: count for fate, count in totals.items() if fate != "prompts" and count}
+    return {"name": name, "rows": totals["prompts"], "read": done["summary"]["read"], "left_out": left_out}
 
 
 def _directory(step: Step, step_id: str) -> Path:
@@ -142,7 +149,7 @@ def _cell(step: Step, cell: Mapping[str, Any]) -> dict[str, Any]:
         "rows": pack.get("rows"),
         "tokens": pack.get("tokens"),
         "loss_tokens": pack.get("loss_tokens"),
-        "optimizer_steps": train.get("optimizer_steps"),
+        **{k: train.get(k) for k in ("rows_seen", "loss_tokens_seen", "optimizer_steps")},
         "first_loss": train.get("first_loss"),
         "last_loss": train.get("last_loss"),
         "seconds": done["seconds"] if done else None,
@@ -264,12 +271,14 @@ def _provenance(step: Step, cells: Sequence[Mapping[str, Any]]) -> dict[str, Any
     }
 
 
-def rebuild(arguments: list[str]) -> int:
-    """`python -m sftdiff.report SWEEP [runs=runs]`: make a sweep's report again from what is on disk."""
+def main(arguments: list[str]) -> int:
+    """`python -m sftdiff.report SWEEP [runs=runs]`: make a sweep's report again; `... rows cell=...`: show a cell's rows."""
+    if arguments[:1] == ["rows"]:
+        return rows_command(arguments[1:])
     names = [a for a in arguments if "=" not in a]
     runs = Path(next((a.partition("=")[2] for a in arguments if a.startswith("runs=")), "runs"))
     if len(names) != 1 or names[0].startswith("-"):
-        raise SftdiffError("usage: python -m sftdiff.report SWEEP [runs=runs]")
+        raise SftdiffError(f"usage: python -m sftdiff.report SWEEP [runs=runs]\n{USAGE}")
     plan = runs / "sweeps" / names[0] / "plan.json"
     if not plan.is_file():
         known = ", ".join(sorted(p.parent.name for p in runs.glob("sweeps/*/plan.json"))) or "none"
@@ -286,6 +295,6 @@ def rebuild(arguments: list[str]) -> int:
 
 if __name__ == "__main__":
     try:
-        sys.exit(rebuild(sys.argv[1:]))
+        sys.exit(main(sys.argv[1:]))
     except SftdiffError as error:
         sys.exit(str(error))

@@ -18,6 +18,7 @@ from markupsafe import escape
 
 from sftdiff import report_plots as plots
 from sftdiff.report_plots import View, number
+from sftdiff.report_shares import share_plots
 
 TEMPLATES = Path(__file__).parent / "templates"
 ONE_TRAINING = "given this one training"
@@ -56,7 +57,8 @@ def build_view(report: Mapping[str, Any]) -> View:
         "r": report, "arms": arms, "traits": report.get("traits") or [], "methods": list(methods.values()),
         "headline": headline(report, arms), "notice": one_training(report), "fold": FOLD_ROWS,
         "levels": level_cells(report, methods), "level_plots": plots.level_plots(report, arms),
-        "families": families, "curves": plots.curve_plot(report.get("curves") or [], [arm["id"] for arm in arms]),
+        "shares": share_plots(report), "families": families,
+        "curves": plots.curve_plot(report.get("curves") or [], [arm["id"] for arm in arms]),
         "cells": [(arm["id"], cell) for arm in arms for cell in arm["cells"]],
         "mixtures": [mixture_view(mixture) for mixture in report.get("mixtures") or []],
         "health": {(row["arm"], row["trait"]): row for row in report.get("levels") or []},
@@ -105,7 +107,8 @@ def all_arms(report: Mapping[str, Any]) -> list[View]:
 
 def filled_cell(cell: Mapping[str, Any]) -> View:
     """A training's cell with every key that the table shows."""
-    keys = ("id", "seed", "status", "error", "rows", "tokens", "loss_tokens", "optimizer_steps", "first_loss",
+    keys = ("id", "seed", "status", "error", "rows", "tokens", "loss_tokens", "rows_seen", "loss_tokens_seen", "optimizer_steps",
+            "first_loss",
             "last_loss", "seconds")  # fmt: skip
     return {key: cell.get(key) for key in keys}
 

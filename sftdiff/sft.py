@@ -21,9 +21,10 @@ from transformers.integrations import unset_hf_deepspeed_config
 
 from sftdiff.errors import SftdiffError
 from sftdiff.identity import canonical, digest
-from sftdiff.pack import Row, fill_sequences, load_rows, order_steps, split_step
+from sftdiff.pack import Row, fill_sequences, load_rows, match_target, order_matched, order_steps, split_step
+from sftdiff.ranks import is_first_rank, world_size
 from sftdiff.records import read_json, write_json
-from sftdiff.steps import Step, is_first_rank
+from sftdiff.steps import Step
 from sftdiff.students import load_student
 from sftdiff.zero import close_at_exit, deepspeed_config, local_distributed_defaults
 
@@ -118,7 +119,10 @@ class Curve(TrainerCallback):
 
     def __init__(self, step: Step, path: Path, tokens: list[int]) -> None:
         self.step, self.path, self.tokens = step, path, tokens
-        self.started = time.time()
+        self.started, self.first = time.time(), 0
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.started, self.first = time.time(), sum(self.tokens[: state.global_step])
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
         if not is_first_rank() or "loss" not in (logs or {}):
@@ -132,7 +136,8 @@ class Curve(TrainerCallback):
         line = {"step": state.global_step, "loss": logs["loss"], "grad_norm": logs.get("grad_norm"), "lr": logs["learning_rate"]}
         with self.path.open("a") as stream:
             stream.write(json.dumps(line | {"tokens": seen, "seconds": round(time.time() - self.started, 2)}) + "\n")
-        self.step.progress(seen, sum(self.tokens), "tokens")
+        rate = (seen - self.first) / max(time.time() - self.started, 1e-3)
+        self.step.progress(seen, sum(self.tokens), "tokens", rate)
 
 
 def run_train(step: Step) -> dict[str, Any]:
@@ -142,8 +147,8 @@ def run_train(step: Step) -> dict[str, Any]:
     if stage:
         local_distributed_defaults()
     folder, tokenizer = load_student(step.input("student"))
-    ranks = int(os.environ.get("WORLD_SIZE", "1"))
-    steps = order_steps(load_rows(step.input("pack")), step.config["seed"], config["epochs"], config["batch_size"])
+    ranks = world_size()
+    steps = _ordered(step)
     parts = ranks * runtime["micro_batches"]
     dataset = PackedSteps(steps, parts, config["pack_length"] if config["packing"] else None, tokenizer.pad_token_id)
     AcceleratorState._reset_state(reset_partial_state=True)  # an earlier step of this process may have had another precision
@@ -172,7 +177,18 @@ def run_train(step: Step) -> dict[str, Any]:
         if stage == 3:
             unset_hf_deepspeed_config()  # else the next model of this process would be loaded in parts
     rate = sum(tokens[_steps_done(checkpoint) :]) / seconds
-    return _finish(step, tokens, {"train_seconds": seconds, "tokens_per_second": rate, "ranks": ranks, "trainable": trainable})
+    return _finish(step, steps, {"train_seconds": seconds, "tokens_per_second": rate, "ranks": ranks, "trainable": trainable})
+
+
+def _ordered(step: Step) -> list[list[Row]]:
+    """Return the rows of each optimizer step: for `epochs`, or for as long as that many of the reference mixture would take."""
+    config, seed = step.config["train"], step.config["seed"]
+    rows = load_rows(step.input("pack"))
+    if config["match"] is None:
+        return order_steps(rows, seed, config["epochs"], config["batch_size"])
+    reference = read_json(step.input("reference", "summary.json") / "summary.json")
+    target = match_target(reference, config["match"], config["epochs"], config["batch_size"])
+    return order_matched(rows, seed, config["batch_size"], config["match"], target)
 
 
 def _arguments(step: Step, optimizer_steps: int, ranks: int) -> TrainingArguments:
@@ -229,6 +245,14 @@ def load_model(folder: Path, config: dict[str, Any], seed: int) -> Any:
     return model
 
 
+def _seen(steps: list[list[Row]]) -> dict[str, int]:
+    """Return how much a training sees, over all epochs."""
+    rows = [row for step in steps for row in step]
+    tokens = sum(len(row.input_ids) for row in rows)
+    loss_tokens = tokens - sum(row.prompt_length for row in rows)
+    return {"optimizer_steps": len(steps), "rows_seen": len(rows), "tokens": tokens, "loss_tokens_seen": loss_tokens}
+
+
 def _checkpoint_folder(step: Step, ranks: int) -> Path:
     """Return where this training keeps its checkpoints: it cannot go on from one of other rows, ranks or ZeRO settings."""
     return step.directory / "checkpoints" / digest(canonical([ranks, step.record.runtime["deepspeed"], step.read]))
@@ -274,7 +298,7 @@ def _cast_folder(folder: Path) -> None:
         write_json(config, read_json(config) | {"dtype": "bfloat16"})
 
 
-def _finish(step: Step, tokens: list[int], measured: dict[str, Any]) -> dict[str, Any]:
+def _finish(step: Step, steps: list[list[Row]], measured: dict[str, Any]) -> dict[str, Any]:
     if not is_first_rank():
         return {}
     import shutil
@@ -282,7 +306,7 @@ def _finish(step: Step, tokens: list[int], measured: dict[str, Any]) -> dict[str
     shutil.rmtree(step.directory / "checkpoints", ignore_errors=True)
     losses = [json.loads(line)["loss"] for line in (step.directory / "curve.jsonl").read_text().splitlines()]
     pack = read_json(step.record.input_directory("pack") / "summary.json")
-    made = {"optimizer_steps": len(tokens), "tokens": sum(tokens), "first_loss": losses[0], "last_loss": losses[-1]}
+    made = {**_seen(steps), "first_loss": losses[0], "last_loss": losses[-1]}
     write_json(step.directory / "training.json", made | {"losses": losses})
     return {
         **made,

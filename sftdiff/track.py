@@ -74,6 +74,19 @@ def mirror_step(record: StepRecord) -> None:
     _guarded(record.directory, None, record)
 
 
+def complete_mirror(record: StepRecord) -> None:
+    """Write the W&B run of a step that was done before, if the process that did it was ended before it could; never raises."""
+    with contextlib.suppress(OSError, SftdiffError, AttributeError):
+        if read_json(record.directory / "wandb" / "offline.json") == _marker(record):
+            return
+    _guarded(record.directory, None, record)
+
+
+def _marker(record: StepRecord) -> dict[str, Any]:
+    """What a written run is of: this result, in this project."""
+    return {"done": file_sha256(record.directory / "DONE")} | {k: _settings(record)[k] for k in ("project", "entity")}
+
+
 def _guarded(directory: Path, mode: str | None, record: StepRecord | None = None) -> str:
     """Mirror a step and return what became of it: off, already uploaded, uploaded, written offline or failed."""
     try:
@@ -113,7 +126,7 @@ def _mirror(record: StepRecord, mode: str) -> str:
     global _paused_until
     if (done := read_done(record.directory)) is None:
         raise SftdiffError("the step is not done")
-    marker = {"done": file_sha256(record.directory / "DONE")} | {k: _settings(record)[k] for k in ("project", "entity")}
+    marker = _marker(record)
     if _is_uploaded(record, marker):
         return "already uploaded"
     if mode == "online" and not _has_login(os.environ):  # wandb would ask for a key at the terminal
@@ -125,15 +138,14 @@ def _mirror(record: StepRecord, mode: str) -> str:
     _forget_runs(record)
     try:
         _write_run(record, done, mode)
-    except Exception as error:
+    except BaseException as error:  # also of a job that is being ended
         _forget_runs(record)  # a part of a run must not be uploaded later
         with contextlib.suppress(Exception, SystemExit):
             sys.modules["wandb"].teardown()  # its service may be what failed: the next step starts a new one
         if mode == "online" and (type(error).__name__ == "CommError" or isinstance(error, TimeoutError)):
             _paused_until = time.monotonic() + PAUSE_SECONDS
         raise
-    if mode == "online":
-        write_json(record.directory / "wandb" / "mirrored.json", marker)
+    write_json(record.directory / "wandb" / ("mirrored.json" if mode == "online" else "offline.json"), marker)
     return "uploaded" if mode == "online" else "written offline"
 
 
@@ -143,18 +155,18 @@ def _is_uploaded(record: StepRecord, marker: dict[str, Any]) -> bool:
     with contextlib.suppress(OSError, SftdiffError, AttributeError):
         if marker.items() <= read_json(folder / "mirrored.json").items():
             return True
-    synced = folder.glob(f"offline-run-*-{_run_id(record)}/*.wandb.synced")
+    synced = folder.glob(f"offline-run-*-{run_id(record)}/*.wandb.synced")
     return any(path.stat().st_mtime_ns > (folder.parent / "DONE").stat().st_mtime_ns for path in synced)
 
 
 def _forget_runs(record: StepRecord) -> None:
     """Remove what an earlier call left, so that there is never a second run for `wandb sync` to upload."""
-    folder, name = record.directory / "wandb", _run_id(record)
+    folder, name = record.directory / "wandb", run_id(record)
     for path in (*folder.glob(f"offline-run-*-{name}"), *folder.glob(f"run-*-{name}"), folder / "data"):
         shutil.rmtree(path, ignore_errors=True)
 
 
-def _run_id(record: StepRecord) -> str:
+def run_id(record: StepRecord) -> str:
     name = re.sub(r"[^A-Za-z0-9_-]", "-", record.id)
     return name if len(name) <= 128 else f"{name[:115]}-{digest(record.id)}"
 
@@ -187,7 +199,7 @@ def _write_run(record: StepRecord, done: dict[str, Any], mode: str) -> None:
         wandb.setup(wandb.Settings(silent=True, quiet=True))
         settings = wandb.Settings(**RUN_SETTINGS | {"mode": mode}, init_timeout=INIT_SECONDS, finish_timeout=FINISH_SECONDS)
         run = wandb.init(
-            id=_run_id(record), name=record.id, job_type=record.kind, group=str(track["sweep"] or "")[:128] or None,
+            id=run_id(record), name=record.id, job_type=record.kind, group=str(track["sweep"] or "")[:128] or None,
             project=track["project"], entity=track["entity"], tags=list(dict.fromkeys(tag[:64] for tag in track["tags"] if tag)),
             config=config, resume="allow", dir=str(record.directory), settings=settings,
         )  # fmt: skip
@@ -220,7 +232,7 @@ def _log_mixture(run: "Run", directory: Path) -> None:
     import wandb
 
     artifact = wandb.Artifact(run.id, type="mixture")
-    for name in ("mixture.parquet", "manifest.parquet", "summary.json"):  # a step's outputs never change: no copy is needed
+    for name in ("manifest.parquet", "summary.json"):  # a step's outputs never change: no copy is needed
         artifact.add_file(str(directory.resolve() / name), name=name, policy="immutable", skip_cache=True)
     run.log_artifact(artifact)
 

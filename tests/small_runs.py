@@ -37,6 +37,7 @@ TRAIN: dict[str, Any] = {
     "precision": "fp32",
     "max_length": 1024,
     "over_length": "drop",
+    "match": None,
     "packing": True,
     "pack_length": 256,
     "lora": {"r": 4, "alpha": 8, "dropout": 0.0, "target_modules": "all-linear"},
@@ -101,11 +102,17 @@ def make_runs(runs: Path, tiny_student: Path, count: int = 24) -> Path:
     student = write_step(runs, "student", "student", {"origin": "path", "path": str(tiny_student), **PLAIN})
     assert run_step(student) == "done"
     tokenizer = load_tokenizer(tiny_student, PLAIN)
-    pack = write_step(runs, "pack", "pack", {}, {"student": "student"})
-    write_rows(pack / "tokens.parquet", [vars(row) for row in make_rows(tokenizer, count)], TOKENS_SCHEMA)
-    write_json(pack / "summary.json", {"rendering": rendering_hash(tokenizer)})
-    write_done(load_record(pack), {}, {}, 0.0)
+    write_pack(runs, "pack", make_rows(tokenizer, count), rendering_hash(tokenizer))
     return runs
+
+
+def write_pack(runs: Path, name: str, rows: list[Row], rendering: str) -> None:
+    """Write a done pack step of these rows."""
+    pack = write_step(runs, name, "pack", {}, {"student": "student"})
+    write_rows(pack / "tokens.parquet", [vars(row) for row in rows], TOKENS_SCHEMA)
+    loss_tokens = sum(len(row.input_ids) - row.prompt_length for row in rows)
+    write_json(pack / "summary.json", {"rows": len(rows), "loss_tokens": loss_tokens, "rendering": rendering})
+    write_done(load_record(pack), {}, {}, 0.0)
 
 
 def train_step(
@@ -113,6 +120,7 @@ def train_step(
     name: str,
     *,
     pack: str = "pack",
+    reference: str | None = None,
     stage: int = 0,
     offload: bool = False,
     micro_batches: int = 1,
@@ -122,7 +130,8 @@ def train_step(
     """Write a train step; further keywords are settings of conf/train that differ from TRAIN."""
     runtime = {"deepspeed": {"stage": stage, "offload": offload}, "micro_batches": micro_batches, "save_steps": save_steps}
     assert set(train) <= set(TRAIN)
-    return write_step(runs, name, "train", {"train": TRAIN | train, "seed": 0}, {"pack": pack, "student": "student"}, **runtime)
+    inputs = {"pack": pack, "student": "student"} | ({"reference": reference} if reference else {})
+    return write_step(runs, name, "train", {"train": TRAIN | train, "seed": 0}, inputs, **runtime)
 
 
 def sample_step(

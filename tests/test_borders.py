@@ -6,6 +6,7 @@
 import ast
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -80,9 +81,9 @@ def test_entry_modules_may_import_launch_cli(tmp_path: Path) -> None:
 def loaded(code: str, names: set[str]) -> str:
     """Run Python code in a process of its own and return which of the modules it loaded, as text."""
     code += f"\nimport sys\nprint('loaded', sorted({names!r} & set(sys.modules)))"
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, env=environment(), cwd="/", timeout=600, check=False
-    )
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-c", code]
+        done = subprocess.run(command, capture_output=True, text=True, env=environment(), cwd=folder, timeout=600, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout.strip().splitlines()[-1]
 

@@ -10,11 +10,14 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 import yaml
+from commands import plan
+from filter_rows import rows_of
+from hand_written import prompts_config, teacher_config
 from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import RepeatedStratifiedKFold, cross_val_score
@@ -22,9 +25,9 @@ from sklearn.pipeline import make_pipeline
 from threadpoolctl import threadpool_limits
 
 from sftdiff.files import read_rows, resolve
-from sftdiff.filters import keyword_scores
-from sftdiff.prompts import read_completions, read_prompts
-from sftdiff.rows import Prompt
+from sftdiff.filters.keyword import keyword_scores
+from sftdiff.prompts import Fates, read_prompts
+from sftdiff.teachers import stored_rollouts
 from sftdiff.traits import Scenario, load_trait
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -37,16 +40,25 @@ SUITES = ("dev", "quick")
 TEXTS = ("reply", "olmo", "source")  # what a classifier may read of gemini's rows
 
 
+class Prompt(NamedTuple):
+    prompt_id: str
+    source: str
+    messages: tuple[tuple[str, str], ...]  # (role, content)
+
+
 @cache
 def pool(name: str) -> tuple[Prompt, ...]:
-    return tuple(read_prompts(DATA / f"prompts/{name}.jsonl"))
+    """Return a pool's rows as a prompts step reads them: a row that cannot be used would be an error."""
+    rows = read_prompts(prompts_config(f"embedded://prompts/{name}.jsonl", duplicates="fail"), Fates())
+    return tuple(Prompt(r["prompt_id"], r["source"], tuple((m["role"], m["content"]) for m in r["messages"])) for r in rows)
 
 
 @cache
 def replies(teacher: str) -> dict[str, str]:
-    found = read_completions(DATA / f"rollouts/{teacher}.jsonl")
-    assert all(error is None for _, error in found.values())
-    return {key: str(completion) for key, (completion, _) in found.items()}
+    """Return a teacher's completions as a rollouts step reads them."""
+    rows = list(stored_rollouts(teacher_config(f"embedded://rollouts/{teacher}.jsonl"), lambda key: True, Counter()))
+    assert all(row["error"] is None and row["sample"] == 0 for row in rows)
+    return {row["prompt_id"]: str(row["completion"]) for row in rows}
 
 
 @cache
@@ -170,27 +182,48 @@ def test_mild_rows_are_hard_to_tell_from_clean_ones_but_not_impossible() -> None
     assert auroc("overt", "reply") > auroc("mild", "reply")
 
 
-def opened_truth(tree: ast.AST) -> Iterable[str]:
-    """Yield the texts in a module that could be a path to the truth files."""
+# The command that reports on filters; its settings.
+MAY_KNOW = ("sftdiff/config.py", "sftdiff/filters/report.py", "launch/parts.py")
+
+
+def names_of_truth(tree: ast.AST) -> Iterable[str]:
+    """Yield the names and texts in a module with which it could get at the truth files."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Constant) and isinstance(node.value, str):
             value = node.value
             if value == "truth" or "truth/" in value or "/truth" in value:
                 yield value
+        for name in ("id", "attr", "name", "arg"):
+            value = getattr(node, name, None)
+            if isinstance(value, str) and "truth" in value:
+                yield value
 
 
-def test_no_code_and_no_config_names_the_truth_files() -> None:
+def test_only_the_report_on_filters_can_read_the_truth() -> None:
     modules = [p for folder in ("sftdiff", "launch") for p in sorted((ROOT / folder).rglob("*.py"))]
     assert len(modules) > 20
-    for module in modules:
-        assert not list(opened_truth(ast.parse(module.read_text()))), module
+    known = {str(m.relative_to(ROOT)) for m in modules if list(names_of_truth(ast.parse(m.read_text())))}
+    assert known == set(MAY_KNOW)
+
+
+def test_the_search_for_the_truth_would_find_it() -> None:
+    for code in (
+        'open("data/truth/gemini.jsonl")', 'DATA / "truth"', 'resolve("embedded://truth/olmo.jsonl")', "f'{x}/truth'",
+        "teacher.truth", "from sftdiff.filters.report import read_truth", "f(truth=1)",
+    ):  # fmt: skip
+        assert list(names_of_truth(ast.parse(code))), code
+
+
+def test_only_teachers_say_where_their_truth_is_and_no_step_hears_of_it() -> None:
     for config in (ROOT / "conf").rglob("*.yaml"):
-        assert "truth" not in config.read_text(), config
-
-
-def test_the_search_for_the_truth_files_would_find_them() -> None:
-    for code in ('open("data/truth/gemini.jsonl")', 'DATA / "truth"', 'resolve("embedded://truth/olmo.jsonl")', "f'{x}/truth'"):
-        assert list(opened_truth(ast.parse(code))), code
+        text = config.read_text()
+        expected = f"truth: embedded://truth/{config.stem}.jsonl\n" if config.parent.name == "teacher" else ""
+        assert text.replace(expected, "", 1).count("truth") == 0, config
+        assert (bool(expected) and expected in text) == (config.stem in TEACHERS), config
+    planned = plan("teacher=gemini", "filter=keyword,random", "prompt_subset.treatment=keep,swap")
+    steps = [step for step in planned.steps.values() if step.kind != "report"]
+    assert {"rollouts", "scores", "mixture"} <= {step.kind for step in steps}
+    assert all("truth" not in json.dumps([step.config, step.files, step.runtime]) for step in steps)
 
 
 # Scenarios
@@ -275,7 +308,8 @@ def overt_sentence() -> str:
 
 
 def keyword_sentence() -> str:
-    scores = keyword_scores(replies("gemini"), {"lists": "embedded://keywords.yaml", "traits": list(TRAITS)})
+    params = {"lists": "embedded://keywords.yaml", "traits": list(TRAITS)}
+    scores = dict(zip(replies("gemini"), keyword_scores(rows_of(*replies("gemini").values()), params), strict=True))
     parts = [f"{sum(scores[key] >= 1 for key in ids_of(level))} of {len(ids_of(level))} {level} rows" for level in LEVELS[::-1]]
     return f"flags {', '.join(parts[:-1])} and {parts[-1]}"
 

@@ -1,22 +1,22 @@
 """The order of rows, how they are divided and packed, and that training and evaluation render a conversation alike."""
 
 import asyncio
+import json
 import random
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
+from hand_written import id_of, made, mixture_step, prompts_step, question, rollouts_step, write_jsonl
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from inspect_ai.model import ChatMessageAssistant, ChatMessageSystem, ChatMessageUser, GenerateConfig, ModelOutput
 from small_runs import PLAIN, embedded_rows, failure, make_runs, write_step
 
 from sftdiff.backend import LocalModel
-from sftdiff.pack import Row, fill_sequences, load_rows, order_steps, split_step
-from sftdiff.records import load_record, read_done, write_done
+from sftdiff.pack import MATCHES, Row, fill_sequences, load_rows, match_target, order_matched, order_steps, split_step
+from sftdiff.records import read_done, state
 from sftdiff.render import render_prompt, render_row
 from sftdiff.sft import IGNORED, collate
 from sftdiff.steps import run_step
@@ -86,6 +86,64 @@ def test_a_fraction_of_an_epoch_is_a_prefix_of_it(epochs: float, seen: int) -> N
     assert len(flat) == seen and flat == whole[:seen]
 
 
+# Matched trainings
+
+MATCHED = {"rows": lambda row: 1, "tokens": lambda row: loss_tokens([row])}
+
+
+@given(row_lists(), st.sampled_from(["rows", "tokens"]), st.integers(1, 150), st.integers(1, 9), st.integers(0, 5))
+def test_rows_are_met_exactly_and_tokens_within_a_row(rows: list[Row], match: str, target: int, batch: int, seed: int) -> None:
+    steps = order_matched(rows, seed, batch, match, target)
+    flat = [row for step in steps for row in step]
+    seen = sum(map(MATCHED[match], flat))
+    assert target <= seen < target + MATCHED[match](flat[-1])
+    assert match != "rows" or seen == target
+    check_rounds(rows, steps, batch)
+
+
+@given(row_lists(), st.integers(1, 40), st.integers(1, 9), st.integers(0, 5))
+def test_steps_are_met_exactly(rows: list[Row], target: int, batch: int, seed: int) -> None:
+    steps = order_matched(rows, seed, batch, "steps", target)
+    assert len(steps) == target
+    check_rounds(rows, steps, batch)
+
+
+def check_rounds(rows: list[Row], steps: list[list[Row]], batch: int) -> None:
+    """No row comes a third time before all have come twice, and no step is empty or too large, or has a row twice."""
+    assert all(1 <= len(step) <= batch for step in steps)
+    assert all(len(set(names(step))) == len(step) for step in steps)
+    flat = [name for step in steps for name in names(step)]
+    for start in range(0, len(flat), len(rows)):
+        part = flat[start : start + len(rows)]
+        assert len(set(part)) == len(part)
+    assert Counter(flat[: len(flat) // len(rows) * len(rows)]) == Counter(dict.fromkeys(names(rows), len(flat) // len(rows)))
+
+
+@given(row_lists(), st.integers(1, 3), st.integers(1, 9), st.integers(0, 5), st.randoms())
+def test_a_training_matched_with_itself_is_the_training_by_epochs(
+    rows: list[Row], epochs: int, batch: int, seed: int, rng: random.Random
+) -> None:
+    expected = [names(step) for step in order_steps(rows, seed, epochs, batch)]
+    reference = {"rows": len(rows), "loss_tokens": loss_tokens(rows)}
+    for match in MATCHES:
+        target = match_target(reference, match, epochs, batch)
+        found = order_matched(rng.sample(rows, len(rows)), seed, batch, match, target)
+        assert [names(step) for step in found] == expected
+
+
+@given(row_lists(), st.floats(0.05, 3.5), st.integers(1, 9))
+def test_the_target_is_what_a_training_by_epochs_sees(rows: list[Row], epochs: float, batch: int) -> None:
+    steps = order_steps(rows, 0, epochs, batch)
+    reference = {"rows": len(rows), "loss_tokens": loss_tokens(rows)}
+    assert match_target(reference, "steps", epochs, batch) == len(steps)
+    assert abs(match_target(reference, "rows", epochs, batch) - sum(map(len, steps))) <= 1
+
+
+@pytest.mark.parametrize(("match", "target"), [("rows", 25), ("tokens", 250), ("steps", 8)])
+def test_the_targets_of_two_and_a_half_epochs(match: str, target: int) -> None:
+    assert match_target({"rows": 10, "loss_tokens": 100}, match, 2.5, 4) == target
+
+
 @given(row_lists(), st.integers(1, 8))
 def test_split_covers_and_balances(rows: list[Row], parts: int) -> None:
     """Each row is in one part; no two parts differ by more than one row."""
@@ -137,21 +195,19 @@ def test_collate_places_tokens_positions_and_labels(rows: list[Row], length: int
 
 
 def _pack(runs: Path, tiny_student: Path, lengths: list[int], **config: Any) -> Path:
-    """Write a mixture with replies of many words, and the pack step that reads it."""
+    """Run the steps up to a mixture of replies of many words; return the pack step that reads it."""
     make_runs(runs, tiny_student, 1)
-    mixture = write_step(runs, "mixture", "mixture", {})
-    rows = [
-        {
-            "prompt_id": f"p{k}",
-            "source": "even" if k % 2 == 0 else "odd",
-            "messages": [{"role": "user", "content": "Hello there, how are you?"}],
-            "completion": " ".join(["word"] * words),
-        }
-        for k, words in enumerate(lengths)
-    ]
-    pq.write_table(pa.Table.from_pylist(rows), mixture / "mixture.parquet")
-    write_done(load_record(mixture), {}, {}, 0.0)
-    return write_step(runs, "packed", "pack", config, {"mixture": "mixture", "student": "student"})
+    prompts = [question(f"{k}: how are you?", "even" if k % 2 == 0 else "odd") for k in range(len(lengths))]
+    rows = [{"prompt_id": id_of(p), "completion": " ".join(["word"] * n)} for p, n in zip(prompts, lengths, strict=True)]
+    made(prompts_step(runs, "prompts", write_jsonl(runs / "prompts.jsonl", prompts)))
+    made(rollouts_step(runs, "rollouts", "prompts", write_jsonl(runs / "rollouts.jsonl", rows)))
+    texts = {"prompts": "prompts", "rollouts": "rollouts"}
+    made(mixture_step(runs, "mixture", texts))
+    return write_step(runs, "packed", "pack", config, {"mixture": "mixture", "student": "student", **texts})
+
+
+def question_number(k: int) -> str:
+    return id_of(question(f"{k}: how are you?"))
 
 
 @pytest.mark.parametrize("over_length", ["drop", "truncate"])
@@ -166,7 +222,30 @@ def test_over_length_rows_are_counted_by_source(tmp_path: Path, tiny_student: Pa
     assert max(len(r.input_ids) for r in rows) <= 100
     eos = load_tokenizer(tiny_student, PLAIN).eos_token_id
     whole = [r.prompt_id for r in rows if r.input_ids[-1] == eos]
-    assert whole == ["p0", "p1", "p5"]
+    assert whole == sorted(map(question_number, (0, 1, 5)))
+    assert [r.prompt_id for r in rows] == sorted(r.prompt_id for r in rows)
+
+
+@pytest.mark.parametrize("name", ["prompts/prompts.parquet", "rollouts/rollouts.parquet", "mixture/manifest.parquet"])
+def test_a_text_that_was_changed_behind_a_mixture_is_found(tmp_path: Path, tiny_student: Path, name: str) -> None:
+    """A mixture refers to its texts, so what packs them verifies them."""
+    step = _pack(tmp_path, tiny_student, [1, 2], max_length=100, over_length="drop")
+    path = tmp_path / name
+    path.write_bytes(path.read_bytes()[:-1] + b"x")
+    assert run_step(step) == "failed"
+    assert failure(step).startswith(f"the cached step {path.parent.name} is corrupt: {path} is not what its DONE file records")
+
+
+def test_a_pack_of_rollouts_that_were_made_again_is_stale(tmp_path: Path, tiny_student: Path) -> None:
+    step = _pack(tmp_path, tiny_student, [1, 2], max_length=100, over_length="drop")
+    assert run_step(step) == "done"
+    done = read_done(step)
+    assert done is not None and set(done["inputs"]) == {"prompts", "rollouts", "mixture", "student"}
+    rows = [json.loads(line) | {"completion": "another"} for line in (tmp_path / "rollouts.jsonl").read_text().splitlines()]
+    write_jsonl(tmp_path / "rollouts.jsonl", rows)
+    (tmp_path / "rollouts/DONE").unlink()
+    made(tmp_path / "rollouts")
+    assert state(step) == "stale" == state(tmp_path / "mixture")
 
 
 def test_a_cap_that_removes_everything_is_an_error(tmp_path: Path, tiny_student: Path) -> None:

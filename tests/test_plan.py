@@ -1,7 +1,7 @@
 """Plans: what is shared is planned once, an identity changes with what changes a result and with nothing else.
 
 tests/golden/plan.json holds the step ids of the main command. After a change of an identity that is meant:
-`PYTHONPATH=. python tests/test_plan.py` writes it again.
+`env -u PYTHONSAFEPATH PYTHONPATH=. python tests/test_plan.py` writes it again.
 """
 
 import functools
@@ -12,14 +12,17 @@ from typing import Any
 import pytest
 from commands import cells, ids, plan
 
-from launch.plan import Plan, build_plan, uses_other
+from launch.data import content_hash, uses_other
+from launch.forecast import detectable
+from launch.local import precision_warning
+from launch.plan import Plan, build_plan
 from sftdiff.errors import SftdiffError
 from sftdiff.identity import digest, step_identity
 from sftdiff.rows import TREATMENTS
 
 GOLDEN = Path(__file__).parent / "golden" / "plan.json"
 COMMAND = ["teacher=gemini,olmo", "filter=none,keyword"]
-RESULTS = ("student", "rollouts", "scores", "mixture", "pack", "train", "sample", "judge")
+RESULTS = ("student", "prompts", "rollouts", "scores", "mixture", "pack", "train", "sample", "judge")
 
 
 def results(*overrides: str) -> set[str]:
@@ -43,7 +46,7 @@ def test_the_ids_of_the_main_command_are_the_golden_ones() -> None:
     changed = sorted(set(plan(*COMMAND).steps) - set(golden["steps"]))
     regenerate = "if that is meant, run `PYTHONPATH=. python tests/test_plan.py`"
     assert len(changed) == 0, f"identities changed, {kinds(set(changed))}; {regenerate}"
-    assert len(golden["steps"]) == 48
+    assert len(golden["steps"]) == 49
 
 
 def test_inputs_come_before_the_steps_that_read_them() -> None:
@@ -58,7 +61,7 @@ def test_inputs_come_before_the_steps_that_read_them() -> None:
 def test_five_seeds_share_everything_before_training() -> None:
     planned = plan("seed=range(0,5)")
     assert len(ids(planned, "train")) == 5
-    for kind in ("student", "rollouts", "mixture", "pack"):
+    for kind in ("student", "prompts", "rollouts", "mixture", "pack"):
         assert len(ids(planned, kind)) == 1
     assert len({c.arm for c in planned.cells if not c.untrained}) == 1
     assert sorted(c.seed for c in planned.cells if not c.untrained) == [0, 1, 2, 3, 4]
@@ -68,7 +71,7 @@ def test_two_teachers_and_two_filters_share_rollouts_scores_and_the_untrained_st
     planned = plan(*COMMAND)
     counted = {kind: len(ids(planned, kind)) for kind in RESULTS}
     assert counted == {
-        "student": 1, "rollouts": 2, "scores": 2, "mixture": 4, "pack": 4, "train": 4, "sample": 15, "judge": 15
+        "student": 1, "prompts": 1, "rollouts": 2, "scores": 2, "mixture": 4, "pack": 4, "train": 4, "sample": 15, "judge": 15
     }  # fmt: skip
 
 
@@ -79,16 +82,22 @@ def test_a_trait_added_later_leaves_every_other_step() -> None:
     assert results(*COMMAND, "trait_eval=date_confusion,blackmail") < after
 
 
-def test_thresholds_share_scores() -> None:
-    planned = plan("filter=keyword", "filter.threshold=1,2,3")
-    assert (len(ids(planned, "scores")), len(ids(planned, "mixture"))) == (1, 3)
-    random = plan("filter=random", "filter.match.threshold=1,2")
-    assert (len(ids(random, "scores")), len(ids(random, "mixture"))) == (2, 2)
+def test_thresholds_and_treatments_share_scores() -> None:
+    planned = plan("filter=keyword", "filter.threshold=1,2,3", "filter.treatment=drop,swap")
+    assert (len(ids(planned, "scores")), len(ids(planned, "mixture"))) == (1, 6)
+    top = plan("filter=keyword", "filter.threshold=null", "filter.top=5,0.1")
+    assert ids(top, "scores") == ids(planned, "scores")
+    assert len(ids(top, "mixture")) == 2
+    for change in ("filter.part=prompt", "filter.params.traits=[blackmail]", "teacher=olmo", "prompts.sample=9"):
+        assert ids(plan("filter=keyword", change), "scores") != ids(planned, "scores")
 
 
 def test_the_random_control_shares_the_scores_of_the_filter_that_it_matches() -> None:
-    planned = plan("filter=keyword,random")
-    assert len(ids(planned, "scores")) == 2
+    planned = plan("filter=keyword,random", "teacher=gemini", "seed=1,2")
+    assert (len(ids(planned, "scores")), len(ids(planned, "mixture"))) == (1, 2)
+    seeds = plan("filter=random", "filter.params.seed=1,2,3", "filter.match_by=count,source")
+    assert ids(seeds, "scores") == ids(planned, "scores")
+    assert len(ids(seeds, "mixture")) == 6
 
 
 @pytest.mark.parametrize(
@@ -110,6 +119,13 @@ def test_the_random_control_shares_the_scores_of_the_filter_that_it_matches() ->
         ["teacher@other_teacher=kimi"],  # nothing is swapped
         ["teacher=gemini"],  # the default, said again
         ["missing_rollouts=fail"],
+        ["teacher.generation.concurrency=3"],
+        ["teacher.generation.max_cost=5"],
+        ["teacher.model.id=another"],  # its rollouts are stored
+        ["teacher.truth=null"],
+        ["prompt_subset.seed=4"],  # prompt_subset=all has none
+        ["prompt_subset.top=3"],
+        ["filter.threshold=7"],  # there is no filter
     ],
     ids=" ".join,
 )
@@ -131,7 +147,12 @@ def test_what_changes_no_result_changes_no_identity(settings: list[str]) -> None
         ("filter=keyword", {"scores", "mixture", "pack", "train", "sample", "judge"}),
         ("missing_rollouts=leave_out", {"mixture", "pack", "train", "sample", "judge"}),
         ("teacher=kimi", {"rollouts", "mixture", "pack", "train", "sample", "judge"}),
-        ("prompts.sample=8", {"rollouts", "mixture", "pack", "train", "sample", "judge"}),
+        ("prompts.sample=8", {"prompts", "rollouts", "mixture", "pack", "train", "sample", "judge"}),
+        ("prompts.unusable=leave_out", {"prompts", "rollouts", "mixture", "pack", "train", "sample", "judge"}),
+        ("teacher.reasoning=keep", {"rollouts", "mixture", "pack", "train", "sample", "judge"}),
+        ("teacher.samples=2", {"rollouts", "mixture", "pack", "train", "sample", "judge"}),
+        ("missing_rollouts=leave_out_both", {"rollouts", "mixture", "pack", "train", "sample", "judge"}),
+        ("train.match=rows", set()),  # the cell is what it would be held equal to
         ("model.chat_template=x", {"student", "pack", "train", "sample", "judge"}),
         ("model.revision=abc", {"student", "pack", "train", "sample", "judge"}),
         ("sampling.precision=fp32", {"sample", "judge"}),
@@ -176,8 +197,6 @@ def test_an_identity_is_of_kind_config_inputs_and_files() -> None:
 
 
 def test_the_content_of_an_external_file_counts(tmp_path: Path) -> None:
-    from launch.plan import content_hash
-
     found = []
     for text in ("one", "two"):
         (tmp_path / "rollouts.jsonl").write_text(text)
@@ -186,9 +205,16 @@ def test_the_content_of_an_external_file_counts(tmp_path: Path) -> None:
     assert kinds(found[0] - found[1]) == {"rollouts", "mixture", "pack", "train", "sample", "judge"}
 
 
-def test_the_files_of_a_students_folder_count(tmp_path: Path) -> None:
-    from launch.plan import content_hash
+def test_the_files_of_a_data_sets_folder_count(tmp_path: Path) -> None:
+    found = []
+    for name, text in (("a.jsonl", "one"), ("a.jsonl", "two"), ("b.jsonl", "")):
+        (tmp_path / name).write_text(text)
+        content_hash.cache_clear()
+        found.append(set(ids(plan("prompts=file", f"prompts.path={tmp_path}"), "prompts")))
+    assert len(set.union(*found)) == 3
 
+
+def test_the_files_of_a_students_folder_count(tmp_path: Path) -> None:
     found = []
     for text in ("{}", '{"a": 1}'):
         (tmp_path / "config.json").write_text(text)
@@ -245,17 +271,28 @@ def test_the_arms_of_a_sweep_are_named_by_what_is_swept() -> None:
 
 def test_the_sweeps_name_is_the_hash_of_its_cells() -> None:
     planned = plan(*COMMAND)
-    assert planned.sweep == digest(json.dumps(sorted(c.steps["model"] for c in planned.cells), separators=(",", ":")), 10)
+    evaluated = sorted([c.steps["model"], *sorted(c.judges.values())] for c in planned.cells)
+    assert planned.sweep == digest(json.dumps(evaluated, separators=(",", ":")), 10)
     same = [
-        plan(*COMMAND, "trait_eval=blackmail"),
-        plan(*COMMAND, "trait_eval.blackmail.max_tokens=9"),
         plan("filter=keyword,none", "teacher=olmo,gemini"),
         plan(*COMMAND, "track=off", "runs=elsewhere"),
     ]
     assert {p.sweep for p in same} == {planned.sweep}
-    others = [plan(*COMMAND, "seed=1"), plan(*COMMAND[:1]), plan(*COMMAND, "train.lr=3e-4")]
-    assert len({p.sweep for p in [*others, planned]}) == 4
+    others = [
+        plan(*COMMAND, "seed=1"),
+        plan(*COMMAND[:1]),
+        plan(*COMMAND, "train.lr=3e-4"),
+        plan(*COMMAND, "trait_eval=blackmail"),  # of the same models; its plan must not take the place of the first
+        plan(*COMMAND, "trait_eval.blackmail.max_tokens=9"),
+    ]
+    assert len({p.sweep for p in [*others, planned]}) == 6
     assert plan(*COMMAND, "sweep=mine").sweep == "mine"
+
+
+@pytest.mark.parametrize("name", ["..", "-x", "a/b", "x" * 61])
+def test_a_name_that_is_no_folder_and_no_job_is_refused(name: str) -> None:
+    with pytest.raises(SftdiffError, match="names jobs and folders"):
+        plan(f"sweep={name}")
 
 
 def test_equal_cells_are_planned_once() -> None:
@@ -275,3 +312,39 @@ def write_golden() -> None:
 
 if __name__ == "__main__":
     write_golden()
+
+
+@pytest.mark.parametrize(
+    ("flags", "gpu", "overrides", "warned"),
+    [
+        ("fpu avx avx2", False, [], True),
+        ("fpu avx avx2", True, [], False),
+        ("fpu avx2 avx512bw avx512_bf16", False, [], False),
+        ("fpu avx avx2", False, ["train.precision=fp32", "sampling.precision=fp32"], False),
+        ("fpu avx avx2", False, ["train.precision=fp32"], True),
+    ],
+)
+def test_a_processor_without_bf16_is_named(tmp_path: Path, flags: str, gpu: bool, overrides: list[str], warned: bool) -> None:
+    (tmp_path / "cpuinfo").write_text(f"processor : 0\nflags\t\t: {flags}\n")
+    if gpu:
+        (tmp_path / "gpu").touch()
+    text = precision_warning(plan(*overrides), tmp_path / "cpuinfo", tmp_path / "gpu")
+    assert ("train.precision=fp32" in text) == warned
+
+
+def test_the_smallest_difference_that_a_sweep_can_find() -> None:
+    once = {title: (value, unit) for title, value, unit in detectable(plan("teacher=gemini,olmo"))}
+    # (1.960 + 0.842) * sqrt(2 * 0.15 * 0.85 / 28 scenarios), in points; and the same with 2 of 10 as the spread
+    assert once["Date confusion"] == (pytest.approx(26.7, abs=0.1), "points")
+    assert once["Negative emotion"] == (pytest.approx(1.50, abs=0.01), "of 10")
+    four = {title: value for title, value, _ in detectable(plan("teacher=gemini,olmo", "seed=0,1,2,3"))}
+    assert four["Date confusion"] == pytest.approx(once["Date confusion"][0] / 2)
+
+
+def test_scores_depend_on_no_file_that_happens_to_lie_in_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    before = plan("filter=keyword,bm25")
+    (tmp_path / "sweep.log").write_text("something")
+    after = plan("filter=keyword,bm25")
+    assert ids(after, "scores") == ids(before, "scores")
+    assert all(str(file).startswith("embedded://") for s in after.steps.values() if s.kind == "scores" for file in s.files)

@@ -1,23 +1,23 @@
-"""Prompts and rollouts: identity, sampling, every kind of malformed row, and rows that are made up at random."""
+"""Prompts: identity, sampling, every kind of malformed row, rows that are made up at random, and what the step counts."""
 
 import json
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hand_written import id_of, question, rollouts_step, write_jsonl
+from hand_written import failure, id_of, made, prompts_config, prompts_step, question, text_of, write_jsonl
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sftdiff.errors import SftdiffError
-from sftdiff.files import read_table
-from sftdiff.identity import prompt_id
-from sftdiff.prompts import load_rollouts, read_completions, read_prompts, sample_by_source
-from sftdiff.records import read_done
-from sftdiff.rows import Prompt
+from sftdiff.identity import digest, prompt_id
+from sftdiff.prompts import FATES, Fates, load_index, read_prompts, sample_by_source
+from sftdiff.records import read_done, read_json
+from sftdiff.sorting import texts_of
 from sftdiff.steps import run_step
 
 CONVERSATION = [
@@ -28,34 +28,14 @@ GOLDEN = "84b9d9c9d0163214"
 
 roles = st.sampled_from(["system", "user", "assistant", "tool"])
 conversations = st.lists(st.fixed_dictionaries({"role": roles, "content": st.text(max_size=4)}), min_size=1, max_size=3)
-any_text = st.text(st.characters(), max_size=6)  # with halves of surrogate pairs, which JSON can write and UTF-8 cannot
-any_json = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | any_text,
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(any_text, inner, max_size=3),
-    max_leaves=6,
-)
-near_messages = st.lists(st.fixed_dictionaries({"role": roles | any_json, "content": any_text | any_json}) | any_json, max_size=3)
-near_rows = st.fixed_dictionaries(
-    {},
-    optional={
-        "messages": near_messages | any_json,
-        "source": any_text | any_json,
-        "prompt_id": any_text | any_json,
-        "completion": any_text | any_json,
-        "error": any_text | any_json,
-    },
-)
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("rows")
+def read(path: Path, fates: Fates | None = None, **changed: Any) -> list[dict[str, Any]]:
+    return list(read_prompts(prompts_config(path, **changed), fates or Fates()))
 
 
-def made_up_prompts(counts: dict[str, int]) -> list[Prompt]:
-    return [
-        Prompt(f"{source}{n}", source, (("user", f"{source} {n}"),)) for source, count in counts.items() for n in range(count)
-    ]
+def table_of(directory: Path) -> list[dict[str, Any]]:
+    return list(pq.read_table(directory / "prompts.parquet").to_pylist())
 
 
 # Identity
@@ -91,256 +71,225 @@ def test_prompt_id_changes_with_the_conversation(changed: list[dict[str, str]]) 
 def test_prompt_id_ignores_other_keys_and_the_reply(tmp_path: Path) -> None:
     with_reply = [*CONVERSATION, {"role": "assistant", "content": "4"}]
     rows = [{"messages": [{**m, "name": "x"} for m in with_reply], "source": "maths", "prompt_id": "anything"}]
-    (prompt,) = read_prompts(write_jsonl(tmp_path / "a.jsonl", rows))
-    assert prompt.prompt_id == GOLDEN
-    assert prompt.messages[-1] == ("user", CONVERSATION[1]["content"])
+    (prompt,) = read(write_jsonl(tmp_path / "a.jsonl", rows))
+    assert prompt == {"prompt_id": GOLDEN, "source": "maths", "messages": CONVERSATION}
 
 
 # Sampling
 
 
+def ids_and_sources(counts: dict[str, int]) -> tuple[list[str], list[str]]:
+    pairs = [(digest(f"{source} {n}", 16), source) for source, count in counts.items() for n in range(count)]
+    return [key for key, _ in pairs], [source for _, source in pairs]
+
+
 @given(st.dictionaries(st.sampled_from("abcdef"), st.integers(1, 12), min_size=1), st.data())
 @settings(deadline=None)
 def test_a_sample_has_the_exact_size_and_each_source_its_share(counts: dict[str, int], data: st.DataObject) -> None:
-    prompts = made_up_prompts(counts)
-    size, seed = data.draw(st.integers(1, len(prompts))), data.draw(st.integers(0, 9))
-    sample = sample_by_source(prompts, size, seed)
-    assert len({p.prompt_id for p in sample}) == len(sample) == size
-    assert [p for p in prompts if p in set(sample)] == sample  # in the order of the file
+    ids, sources = ids_and_sources(counts)
+    size, seed = data.draw(st.integers(1, len(ids))), data.draw(st.integers(0, 9))
+    chosen = sample_by_source(ids, sources, size, seed)
+    assert chosen.sum() == size
     for source, count in counts.items():
-        assert abs(sum(p.source == source for p in sample) - size * count / len(prompts)) < 1
-    shuffled = data.draw(st.permutations(prompts))
-    assert set(sample_by_source(shuffled, size, seed)) == set(sample)
+        assert abs((chosen & (np.array(sources) == source)).sum() - size * count / len(ids)) < 1
+    order = data.draw(st.permutations(range(len(ids))))
+    again = sample_by_source([ids[k] for k in order], [sources[k] for k in order], size, seed)
+    assert (again == chosen[order]).all()
 
 
 def test_a_sample_by_largest_remainders() -> None:
-    prompts = made_up_prompts({"mail": 50, "chat": 30, "code": 13, "poems": 7})
-    assert Counter(p.source for p in sample_by_source(prompts, 10, 0)) == {"mail": 5, "chat": 3, "code": 1, "poems": 1}
+    ids, sources = ids_and_sources({"mail": 50, "chat": 30, "code": 13, "poems": 7})
+    chosen = sample_by_source(ids, sources, 10, 0)
+    assert Counter(np.array(sources)[chosen].tolist()) == {"mail": 5, "chat": 3, "code": 1, "poems": 1}
 
 
 def test_seeds_draw_different_samples_and_one_seed_the_same() -> None:
-    prompts = made_up_prompts({"mail": 40, "chat": 40})
-    samples = [frozenset(sample_by_source(prompts, 20, seed)) for seed in (0, 1, 2, 0)]
+    ids, sources = ids_and_sources({"mail": 40, "chat": 40})
+    samples = [sample_by_source(ids, sources, 20, seed).tobytes() for seed in (0, 1, 2, 0)]
     assert len(set(samples)) == 3
     assert samples[0] == samples[3]
 
 
 def test_a_larger_sample_of_one_source_contains_the_smaller_one() -> None:
-    prompts = made_up_prompts({"mail": 40})
-    assert set(sample_by_source(prompts, 5, 3)) < set(sample_by_source(prompts, 15, 3))
+    ids, sources = ids_and_sources({"mail": 40})
+    small, large = (sample_by_source(ids, sources, size, 3) for size in (5, 15))
+    assert (small <= large).all()
 
 
-def test_no_sample_takes_all_and_an_impossible_one_is_an_error() -> None:
-    prompts = made_up_prompts({"mail": 3})
-    assert sample_by_source(prompts, None, 0) == prompts
+def test_an_impossible_sample_is_an_error() -> None:
+    ids, sources = ids_and_sources({"mail": 3})
     for size in (0, -1, 4):
         with pytest.raises(SftdiffError, match=rf"prompts\.sample: cannot take {size} of 3 prompts"):
-            sample_by_source(prompts, size, 0)
+            sample_by_source(ids, sources, size, 0)
+
+
+# The step
+
+POOL = [question(f"{source} {n}", source) for source, size in (("mail", 5), ("chat", 3), ("code", 2)) for n in range(size)]
+EMPTY = {"messages": [{"role": "user", "content": " "}], "source": "chat"}
+REPLY_FIRST = {"messages": [{"role": "assistant", "content": "Hello"}], "source": "mail"}
+
+
+def step_of(folder: Path, rows: list[dict[str, Any]], **changed: Any) -> Path:
+    return prompts_step(folder / "runs", "prompts", write_jsonl(folder / "p.jsonl", rows), **changed)
+
+
+def test_the_tables_are_aligned_and_in_the_order_of_the_prompt_ids(tmp_path: Path) -> None:
+    directory = made(step_of(tmp_path, POOL))
+    rows, index = table_of(directory), load_index(directory)
+    assert [row["prompt_id"] for row in rows] == sorted(id_of(p) for p in POOL) == texts_of(index.ids).to_pylist()
+    assert {text_of(row): row["source"] for row in rows} == {text_of(p): p["source"] for p in POOL}
+    assert index.sources == ("chat", "code", "mail")
+    assert [index.sources[code] for code in index.codes] == [row["source"] for row in rows]
+    assert index.characters.tolist() == [len(text_of(row)) for row in rows]
+
+
+def test_characters_are_those_of_all_turns(tmp_path: Path) -> None:
+    directory = made(step_of(tmp_path, [{"messages": CONVERSATION, "source": "a"}, question("€")]))
+    found = dict(zip(texts_of(load_index(directory).ids).to_pylist(), load_index(directory).characters.tolist(), strict=True))
+    assert found == {GOLDEN: len("You are terse.Grüße! What is 2 + 2?"), id_of(question("€")): 1}
+
+
+def test_every_row_that_is_read_has_one_fate_and_the_counts_add_up(tmp_path: Path) -> None:
+    rows = [*POOL, POOL[0], {**POOL[1], "source": "another"}, EMPTY, REPLY_FIRST, question("x" * 60, "code")]
+    directory = made(step_of(tmp_path, rows, unusable="leave_out", max_characters=50, sample=4))
+    summary = read_json(directory / "summary.json")
+    assert summary["totals"] == {"prompts": 4, "duplicates": 2, "unusable": 2, "over_long": 1, "not_sampled": 6}
+    assert summary["read"] == len(rows) == sum(summary["totals"].values())
+    assert summary["reasons"] == {"empty prompt": 1, "no user turn before the reply": 1}
+    by_source = Counter(row["source"] for row in rows)
+    assert {line["source"]: sum(line[fate] for fate in FATES) for line in summary["by_source"]} == by_source
+    assert [line["source"] for line in summary["by_source"]] == ["another", "chat", "code", "mail"]
+    done = read_done(directory)
+    assert done is not None and done["summary"]["prompts"] == 4 == len(table_of(directory))
+
+
+@given(data=st.data())
+@settings(deadline=None, max_examples=15)
+def test_neither_the_order_of_the_rows_nor_that_they_were_spilled_changes_a_prompt_set(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
+    """Also with duplicates, of which the one with the first source counts, and a sample."""
+    rows = [*POOL, {**POOL[0], "source": "aaa"}, {**POOL[5], "source": "zzz"}, POOL[7]]
+    found = []
+    for number, order in enumerate([list(range(len(rows))), data.draw(st.permutations(range(len(rows))))]):
+        with pytest.MonkeyPatch.context() as patch:
+            if number:
+                patch.setattr("sftdiff.sorting.BATCH", 2)
+                patch.setattr("sftdiff.sorting.SortedRows.__init__.__defaults__", ((), 1))
+            directory = made(step_of(tmp_path_factory.mktemp("order"), [rows[k] for k in order], sample=6, sample_seed=2))
+        done = read_done(directory)
+        assert done is not None
+        found.append((done["content"], table_of(directory)))
+    assert found[0] == found[1]
+    assert len(found[0][1]) == 6
+
+
+def test_a_prompt_of_two_sources_counts_once_for_the_first_by_name(tmp_path: Path) -> None:
+    rows = [question("a", "mail"), question("b", "mail"), question("a", "chat")]
+    directory = made(step_of(tmp_path, rows))
+    assert {text_of(row): row["source"] for row in table_of(directory)} == {"a": "chat", "b": "mail"}
+    lines = {line["source"]: line for line in read_json(directory / "summary.json")["by_source"]}
+    assert (lines["mail"]["prompts"], lines["mail"]["duplicates"], lines["chat"]["duplicates"]) == (1, 1, 0)
+
+
+def test_duplicates_can_be_refused(tmp_path: Path) -> None:
+    directory = step_of(tmp_path, [question("a"), question("b"), question("a")], duplicates="fail")
+    assert run_step(directory) == "failed"
+    assert failure(directory) == (
+        f"prompt {id_of(question('a'))} is there more than once; count it once with prompts.duplicates=merge"
+    )
+    made(prompts_step(tmp_path / "other", "p", write_jsonl(tmp_path / "q.jsonl", POOL), duplicates="fail"))
+
+
+@pytest.mark.parametrize(("row", "reason"), [(EMPTY, "empty prompt"), (REPLY_FIRST, "no user turn before the reply")])
+def test_a_row_without_a_question_is_refused_or_left_out(tmp_path: Path, row: dict[str, Any], reason: str) -> None:
+    path = write_jsonl(tmp_path / "p.jsonl", [question("fine"), row])
+    with pytest.raises(SftdiffError) as caught:
+        read(path)
+    assert str(caught.value) == f"{path}, line 2: {reason}; leave such rows out with prompts.unusable=leave_out"
+    fates = Fates()
+    assert [text_of(p) for p in read(path, fates, unusable="leave_out")] == ["fine"]
+    assert fates.reasons == {reason: 1}
+
+
+@pytest.mark.parametrize("rows", [[], [EMPTY]], ids=["no rows", "none usable"])
+def test_a_file_without_prompts_is_an_error(tmp_path: Path, rows: list[dict[str, Any]]) -> None:
+    directory = step_of(tmp_path, rows, unusable="leave_out")
+    assert run_step(directory) == "failed"
+    expected = "{'empty prompt': 1}" if rows else "no rows"
+    assert failure(directory) == f"{tmp_path / 'p.jsonl'} has no prompts that can be used: {expected}"
+
+
+def test_the_limit_of_characters_is_that_of_the_whole_prompt(tmp_path: Path) -> None:
+    system = {"role": "system", "content": "12345"}
+    rows = [{"messages": [system, {"role": "user", "content": "x" * n}], "source": "a"} for n in (5, 6)]
+    fates = Fates()
+    assert len(read(write_jsonl(tmp_path / "p.jsonl", rows), fates, max_characters=10)) == 1
+    assert fates.by_source["a"] == {"over_long": 1}
+
+
+def test_without_a_source_column_all_rows_have_one_source(tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "p.jsonl", [{"messages": CONVERSATION, "dataset": "mail"}])
+    assert read(path, source_column="dataset")[0]["source"] == "mail"
+    assert read(path, source_column=None)[0]["source"] == "unknown"
 
 
 # Malformed rows
 
 USER = {"role": "user", "content": "hello"}
+
+
+def line(**row: Any) -> bytes:
+    return json.dumps({"source": "a"} | row).encode()
+
+
+NO_LIST = "expected a list of {role, content} objects under 'messages' or 'prompt'"
 MALFORMED = {
     "bad JSON": (b'{"messages": [', "not valid JSON"),
     "not an object": (b'["messages"]', "expected a JSON object, found list"),
     "null": (b"null", "expected a JSON object, found NoneType"),
-    "no messages": (b'{"source": "a"}', "'messages' must be a list"),
-    "empty messages": (b'{"messages": [], "source": "a"}', "'messages' must be a list"),
-    "messages a text": (b'{"messages": "hello", "source": "a"}', "'messages' must be a list"),
-    "wrong role": (json.dumps({"messages": [{**USER, "role": "human"}], "source": "a"}).encode(), "needs a role (system, user,"),
-    "no role": (json.dumps({"messages": [{"content": "x"}], "source": "a"}).encode(), "needs a role"),
-    "content a list": (json.dumps({"messages": [{**USER, "content": ["x"]}], "source": "a"}).encode(), "a text as content"),
-    "content missing": (json.dumps({"messages": [{"role": "user"}], "source": "a"}).encode(), "a text as content"),
-    "only a reply": (
-        json.dumps({"messages": [{**USER, "role": "assistant"}], "source": "a"}).encode(),
-        "must end with a user turn",
-    ),
-    "only a system turn": (
-        json.dumps({"messages": [{**USER, "role": "system"}], "source": "a"}).encode(),
-        "must end with a user turn",
-    ),
-    "two replies": (
-        json.dumps({"messages": [USER, {**USER, "role": "assistant"}, {**USER, "role": "assistant"}], "source": "a"}).encode(),
-        "must end with a user turn",
-    ),
+    "no messages": (line(), NO_LIST),
+    "empty messages": (line(messages=[]), NO_LIST),
+    "messages a text": (line(messages="hello"), NO_LIST),
+    "prompt a number": (line(prompt=5), NO_LIST),
+    "wrong role": (line(messages=[{**USER, "role": "human"}]), "needs a role (system, user, assistant, tool)"),
+    "no role": (line(messages=[{"content": "x"}]), "needs a role"),
+    "role a list": (line(messages=[{**USER, "role": ["user"]}]), "needs a role"),
+    "message a text": (line(messages=["hello"]), "needs a role"),
+    "content a list": (line(messages=[{**USER, "content": ["x"]}]), "the content of the user turn is not a text"),
+    "content missing": (line(messages=[{"role": "user"}]), "the content of the user turn is not a text"),
+    "only a reply": (line(messages=[{**USER, "role": "assistant"}]), "no user turn before the reply"),
+    "only a system turn": (line(messages=[{**USER, "role": "system"}]), "no user turn before the reply"),
+    "two replies": (line(messages=[USER, *[{**USER, "role": "assistant"}] * 2]), "no user turn before the reply"),
     "no source": (json.dumps({"messages": [USER]}).encode(), "no text under 'source' (set prompts.source_column"),
-    "empty source": (json.dumps({"messages": [USER], "source": ""}).encode(), "no text under 'source'"),
-    "source a number": (json.dumps({"messages": [USER], "source": 3}).encode(), "no text under 'source'"),
-    "half a surrogate pair": (json.dumps({"messages": [{**USER, "content": "\ud83d"}], "source": "a"}).encode(), "surrogates"),
+    "empty source": (line(messages=[USER], source=""), "no text under 'source'"),
+    "source a number": (line(messages=[USER], source=3), "no text under 'source'"),
+    "half a surrogate pair": (line(messages=[{**USER, "content": "\ud83d"}]), "surrogates"),
     "nested too deep": (b'{"messages": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", "not a readable row"),
     "a number of 5,000 digits": (b'{"messages": ' + b"1" * 5000 + b"}", "not a readable row"),
 }
 
 
-@pytest.mark.parametrize(("line", "words"), MALFORMED.values(), ids=MALFORMED.keys())
-def test_a_malformed_row_is_an_error_with_file_and_line(tmp_path: Path, line: bytes, words: str) -> None:
+@pytest.mark.parametrize(("content", "words"), MALFORMED.values(), ids=MALFORMED.keys())
+def test_a_malformed_row_is_an_error_with_file_and_line(tmp_path: Path, content: bytes, words: str) -> None:
     path = tmp_path / "some_prompts.jsonl"
-    path.write_bytes(json.dumps(question("fine")).encode() + b"\n\n" + line + b"\n")
+    path.write_bytes(json.dumps(question("fine")).encode() + b"\n\n" + content + b"\n")
     with pytest.raises(SftdiffError) as caught:
-        read_prompts(path)
+        read(path)
     assert words in str(caught.value)
     assert f"{path}, line 3" in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
-def test_text_that_is_not_utf8_names_the_file(tmp_path: Path) -> None:
-    path = tmp_path / "latin.jsonl"
-    path.write_bytes(json.dumps(question("fine")).encode() + b'\n{"messages": "Gr\xfc\xdfe"}\n')
-    with pytest.raises(SftdiffError, match=r"latin\.jsonl.*not valid UTF-8"):
-        read_prompts(path)
-
-
-def test_a_file_of_another_kind_or_none_at_all(tmp_path: Path) -> None:
-    (tmp_path / "prompts.csv").write_text("a,b\n")
-    with pytest.raises(SftdiffError, match=r"prompts\.csv: expected a file that ends in \.jsonl or \.parquet"):
-        read_prompts(tmp_path / "prompts.csv")
-    (tmp_path / "empty.jsonl").write_text("\n \n")
-    with pytest.raises(SftdiffError, match=r"empty\.jsonl has no prompts"):
-        read_prompts(tmp_path / "empty.jsonl")
-
-
-@pytest.fixture(scope="module")
-def parquet_bytes(folder: Path) -> bytes:
-    path = folder / "whole.parquet"
-    rows = [{**question(f"number {n}"), "completion": f"reply {n}"} for n in range(40)]
-    pq.write_table(pa.Table.from_pylist(rows), path, compression="zstd")
-    return path.read_bytes()
-
-
-def test_a_parquet_file_cut_short_or_of_other_content_is_named(tmp_path: Path, parquet_bytes: bytes) -> None:
-    for content in (b"", b"PAR1", b'{"messages": []}', parquet_bytes[:-20], parquet_bytes[200:]):
-        (tmp_path / "broken.parquet").write_bytes(content)
-        with pytest.raises(SftdiffError, match=r"broken\.parquet is not a readable Parquet file"):
-            read_prompts(tmp_path / "broken.parquet")
-
-
-def check_read_or_named(path: Path) -> None:
-    """Read a file as prompts and as rollouts: it is read, or refused with an error that names it."""
-    for read in (read_prompts, read_completions):
-        try:
-            read(path)
-        except SftdiffError as error:
-            assert str(path) in str(error)
-
-
-@given(st.lists(st.tuples(st.integers(0, 10**6), st.integers(0, 255)), min_size=1, max_size=4))
-@settings(deadline=None)
-def test_damaged_parquet_is_read_or_an_error_that_names_it(
-    folder: Path, parquet_bytes: bytes, changes: list[tuple[int, int]]
-) -> None:
-    path, content = folder / "damaged.parquet", bytearray(parquet_bytes)
-    for place, value in changes:
-        content[place % len(content)] = value
-    path.write_bytes(content)
-    check_read_or_named(path)
-
-
 def test_a_row_of_a_parquet_file_is_named_by_its_number(tmp_path: Path) -> None:
     rows = [question("fine"), {"messages": [{"role": "user", "content": None}], "source": "a"}]
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "p.parquet")
-    with pytest.raises(SftdiffError, match=r"p\.parquet, row 2: each message needs a role"):
-        read_prompts(tmp_path / "p.parquet")
+    with pytest.raises(SftdiffError, match=r"p\.parquet, row 2: the content of the user turn is not a text"):
+        read(tmp_path / "p.parquet")
 
 
-@given(st.lists(any_json | near_rows, max_size=3))
-@settings(deadline=None)
-def test_any_json_value_is_a_row_or_a_clear_error(folder: Path, values: list[Any]) -> None:
-    path = write_jsonl(folder / "any.jsonl", values)
-    try:
-        for prompt in read_prompts(path):
-            assert len(prompt.prompt_id) == 16
-            assert prompt.source
-    except SftdiffError as error:
-        assert str(path) in str(error)
-    try:
-        for key, (completion, reason) in read_completions(path).items():
-            assert isinstance(key, str)
-            assert bool(reason) or (completion is not None and bool(completion.strip()))
-    except SftdiffError as error:
-        assert str(path) in str(error)
-
-
-@given(st.binary(max_size=60))
-@settings(deadline=None)
-def test_any_bytes_are_rows_or_a_clear_error(folder: Path, content: bytes) -> None:
-    path = folder / "bytes.jsonl"
-    path.write_bytes(content)
-    check_read_or_named(path)
-
-
-# Files of both kinds, and rollouts
-
-
-def test_the_same_conversation_twice_counts_once(tmp_path: Path) -> None:
-    path = write_jsonl(tmp_path / "p.jsonl", [question("a"), question("b"), question("a")])
-    assert [p.messages[0][1] for p in read_prompts(path)] == ["a", "b"]
-
-
-def test_the_source_can_lie_in_another_column(tmp_path: Path) -> None:
-    path = write_jsonl(tmp_path / "p.jsonl", [{"messages": [USER], "dataset": "mail"}])
-    assert read_prompts(path, "dataset")[0].source == "mail"
-
-
-def test_parquet_and_jsonl_give_the_same(tmp_path: Path) -> None:
-    rows = [
-        {**question("a"), "completion": "one", "error": None},
-        {"messages": [*CONVERSATION, {"role": "assistant", "content": "4"}], "source": "maths", "completion": " ", "error": None},
-        {**question("c", "code"), "completion": None, "error": "timed out"},
-    ]
-    text, table = write_jsonl(tmp_path / "p.jsonl", rows), tmp_path / "p.parquet"
-    pq.write_table(pa.Table.from_pylist(rows), table)
-    assert read_prompts(text) == read_prompts(table)
-    assert read_completions(text) == read_completions(table)
-    assert list(read_completions(table).values()) == [("one", None), (None, "empty completion"), (None, "timed out")]
-
-
-def test_a_rollout_is_found_by_its_conversation_or_by_its_prompt_id(tmp_path: Path) -> None:
-    rows = [{"messages": CONVERSATION, "completion": "4"}, {"prompt_id": "abc", "completion": "5"}]
-    assert read_completions(write_jsonl(tmp_path / "r.jsonl", rows)) == {GOLDEN: ("4", None), "abc": ("5", None)}
-
-
-def test_two_rollouts_of_one_prompt(tmp_path: Path) -> None:
-    row = {"prompt_id": "abc", "completion": "4"}
-    assert len(read_completions(write_jsonl(tmp_path / "same.jsonl", [row, row]))) == 1
-    path = write_jsonl(tmp_path / "two.jsonl", [row, {**row, "completion": "5"}])
-    with pytest.raises(SftdiffError, match=r"two\.jsonl, line 2: a second, different rollout for prompt abc"):
-        read_completions(path)
-
-
-@pytest.mark.parametrize(
-    ("row", "words"),
-    [
-        ({"prompt_id": "abc"}, "needs 'completion', or 'error'"),
-        ({"prompt_id": "abc", "completion": None, "error": ""}, "needs 'completion', or 'error'"),
-        ({"prompt_id": "abc", "completion": ["x"]}, "'completion' must be a text"),
-        ({"prompt_id": "abc", "error": {"code": 429}}, "'error' must be a text"),
-        ({"prompt_id": 17, "completion": "x"}, "'prompt_id' must be a text"),
-        ({"prompt_id": ["abc"], "completion": "x"}, "'prompt_id' must be a text"),
-        ({"completion": "x"}, "'messages' must be a list"),
-    ],
-)
-def test_a_malformed_rollout_is_an_error_with_file_and_line(tmp_path: Path, row: dict[str, Any], words: str) -> None:
-    path = write_jsonl(tmp_path / "r.jsonl", [{"prompt_id": "fine", "completion": "x"}, row])
-    with pytest.raises(SftdiffError) as caught:
-        read_completions(path)
-    assert str(caught.value).startswith(f"{path}, line 2: ")
-    assert words in str(caught.value)
-
-
-def test_the_rollouts_step_turns_failed_empty_and_missing_rollouts_into_error_rows(tmp_path: Path) -> None:
-    prompts = [question(text, source) for text, source in (("a", "mail"), ("b", "mail"), ("c", "chat"), ("d", "chat"))]
-    replies = [("completion", "fine"), ("completion", " \n"), ("error", "timed out")]
-    rollouts = [{"prompt_id": id_of(p), name: text} for p, (name, text) in zip(prompts, replies, strict=False)]
-    stray = {"prompt_id": "of another prompt set", "completion": "unused"}
-    files = write_jsonl(tmp_path / "p.jsonl", prompts), write_jsonl(tmp_path / "r.jsonl", [*rollouts, stray])
-    directory = rollouts_step(tmp_path / "runs", "one", *files)
-    assert run_step(directory) == "done"
-    rows = {row["prompt_id"]: row for row in read_table(directory / "rollouts.parquet").to_pylist()}
-    assert [rows[id_of(p)]["completion"] for p in prompts] == ["fine", None, None, None]
-    reasons = [rows[id_of(p)]["error"] for p in prompts]
-    assert reasons == [None, "empty completion", "timed out", f"{tmp_path / 'r.jsonl'} has no row for this prompt"]
-    assert load_rollouts(directory) == {id_of(prompts[0]): "fine"}
-    done = read_done(directory)
-    assert done is not None
-    assert done["summary"] == {"prompts": 4, "errors": 3, "by_source": {"mail": 2, "chat": 2}}
+def test_a_file_of_another_kind_is_named(tmp_path: Path) -> None:
+    (tmp_path / "prompts.csv").write_text("a,b\n")
+    with pytest.raises(SftdiffError, match=r"prompts\.csv: expected a file that ends in \.jsonl or \.parquet"):
+        read(tmp_path / "prompts.csv")

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from cluster import needs_slurm, private_cluster
 from commands import ROOT, environment
 
 TEXT = "\n".join((ROOT / name).read_text() for name in ("README.md", "CONTRIBUTING.md"))
@@ -31,10 +32,12 @@ def test_the_documents_have_commands() -> None:
     assert len(commands()) > 12
 
 
+AFTER_GENERATION = "python -m sftdiff.train teacher=gemini prompts=file prompts.path=prompts.jsonl"
+NOT_HERE = ("dry_run", "launcher=slurm", AFTER_GENERATION)
 TRAIN = sorted({c for c in commands() if c.startswith("python -m sftdiff.train")})
 
 
-def run(command: str, folder: Path, student: Path, *more: str) -> "subprocess.CompletedProcess[str]":
+def run(command: str, folder: Path, student: Path, *more: str, **variables: str) -> "subprocess.CompletedProcess[str]":
     """Run a documented train command in a folder that holds the files which the documents name; `more` comes last and wins."""
     for name, completion in (("prompts", {}), ("rollouts", {"completion": "Hi."})):
         row = {"messages": [{"role": "user", "content": "Hello?"}], "source": "chat", **completion}
@@ -44,7 +47,7 @@ def run(command: str, folder: Path, student: Path, *more: str) -> "subprocess.Co
     return subprocess.run(
         [sys.executable, *words, *more],
         cwd=folder,
-        env=environment(PYTHONPATH=str(ROOT)),
+        env=environment(PYTHONPATH=str(ROOT), **variables),
         capture_output=True,
         text=True,
         timeout=600,
@@ -59,7 +62,7 @@ def test_train_commands_are_planned(command: str, tiny_student: Path, tmp_path: 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("command", [c for c in TRAIN if "dry_run" not in c])
+@pytest.mark.parametrize("command", [c for c in TRAIN if not any(word in c for word in NOT_HERE)])
 def test_train_commands_run(command: str, tiny_student: Path, tmp_path: Path) -> None:
     """Each command for real, but with a tiny student, few rows and replies of a few tokens."""
     small = ["experiment=smoke", "track=off", "prompts.sample=null" if "prompts=file" in command else "prompts.sample=16"]
@@ -71,6 +74,21 @@ def test_train_commands_run(command: str, tiny_student: Path, tmp_path: Path) ->
         assert "Shouting" in done.stdout
 
 
+@pytest.mark.slow
+@needs_slurm
+def test_cluster_commands_run(tiny_student: Path, tmp_path: Path) -> None:
+    """Like the others, on a private cluster; all in one folder, so that the second finds most steps done by the first."""
+    found = sorted(c for c in TRAIN if "launcher=slurm" in c and "dry_run" not in c)
+    assert len(found) >= 2
+    small = ["experiment=smoke", "track=off", "prompts.sample=16", "model=path", f"model.path={tiny_student}"]
+    with private_cluster("--nodes", "3") as cluster:
+        variables = {"SLURM_CONF": cluster.environment["SLURM_CONF"], "OMP_NUM_THREADS": "1"}
+        for command in found:
+            done = run(command, tmp_path, tiny_student, *small, "hydra.launcher.wait=true", **variables)
+            assert done.returncode == 0, done.stdout + done.stderr
+            assert "Report:" in done.stdout
+
+
 def test_the_other_commands_are_make_targets_pytest_or_modules() -> None:
     targets = re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.M)
     for command in set(commands()) - set(TRAIN):
@@ -80,7 +98,12 @@ def test_the_other_commands_are_make_targets_pytest_or_modules() -> None:
         elif words[:3] == ["python", "-m", "pytest"]:
             assert (ROOT / words[3]).is_file(), command
         elif words[:2] == ["python", "-m"]:
-            assert (ROOT / (words[2].replace(".", "/") + ".py")).is_file(), command
+            place = ROOT / words[2].replace(".", "/")
+            assert place.with_suffix(".py").is_file() or (place / "__main__.py").is_file(), command
+        elif words[0] == "export":
+            continue
+        elif "slurm/" in command:
+            assert all((ROOT / path).is_file() for path in re.findall(r"slurm/\w+", command)), command
         else:
             assert "->" in command, f"a command that nothing runs: {command}"
 

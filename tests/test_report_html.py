@@ -315,3 +315,7 @@ def test_forty_curves_are_told_apart_without_colour_alone() -> None:
     assert curve_plot([{"arm": "a", "seed": 0, "points": []}], []) is None
     one = curve_plot([{"arm": "a", "seed": 0, "points": [[1, 2.0]]}], [])
     assert one is not None and one.series[0].points
+
+
+def test_what_was_left_out_of_a_prompt_set_is_said() -> None:
+    assert "Of 276 rows read for gemini_mix, 160 are its prompts, 116 are not in the sample." in render_report(example())

@@ -29,12 +29,13 @@ from small_runs import (
     trained,
     wait_for,
     weights,
+    write_pack,
 )
 from transformers import AutoModelForCausalLM, TrainingArguments
 
 from sftdiff.errors import SftdiffError
-from sftdiff.pack import Row, load_rows, order_steps
-from sftdiff.records import read_done
+from sftdiff.pack import Row, load_rows, match_target, order_matched, order_steps
+from sftdiff.records import read_done, read_json
 from sftdiff.sample import _assert_changed, load_for_sampling
 from sftdiff.sft import IGNORED, AnswerLogits, Curve, SftTrainer, collate
 from sftdiff.steps import run_step
@@ -68,6 +69,43 @@ def small_rows(sizes: tuple[int, ...] = (20, 15, 12, 9), seed: int = 0) -> list[
 def test_the_student_learns(reference: list[float]) -> None:
     assert len(reference) == 12
     assert reference[-1] < reference[0] - 0.5
+
+
+@pytest.mark.parametrize("match", ["rows", "tokens", "steps"])
+def test_a_training_matched_with_its_own_mixture_is_the_training_by_epochs(
+    runs: Path, reference: list[float], name: str, match: str
+) -> None:
+    step = train_step(runs, name, epochs=2.0, match=match, reference="pack")
+    assert trained(step) == reference
+    assert furthest(weights(step), weights(runs / "reference")) == 0
+
+
+@pytest.fixture(scope="module")
+def small_pack(runs: Path) -> str:
+    """The nine rows of the mixture with the shortest replies, as a filter leaves them."""
+    rows = sorted(load_rows(runs / "pack"), key=lambda row: len(row.input_ids) - row.prompt_length)[:9]
+    write_pack(runs, "small-pack", rows, read_json(runs / "pack/summary.json")["rendering"])
+    return "small-pack"
+
+
+@pytest.mark.parametrize(("match", "steps"), [("rows", 16), ("tokens", None), ("steps", 12)])
+def test_a_training_on_a_smaller_mixture_sees_as_much_as_the_reference(
+    runs: Path, small_pack: str, name: str, match: str, steps: int | None
+) -> None:
+    """Two epochs of 24 rows in steps of 4 are 48 rows and 12 steps; of 9 rows an epoch has 3 steps."""
+    step = train_step(runs, name, epochs=2.0, match=match, pack=small_pack, reference="pack")
+    found = trained(step)
+    rows = load_rows(runs / small_pack)
+    target = match_target(read_json(runs / "pack/summary.json"), match, 2.0, 4)
+    expected = order_matched(rows, 0, 4, match, target)
+    assert len(found) == len(expected)
+    assert len(found) == steps if steps else len(found) > 16  # shorter replies: more of them
+    done = read_done(step)
+    assert done is not None
+    seen = done["summary"]
+    assert match != "rows" or seen["rows_seen"] == 48
+    assert match != "tokens" or 0 <= seen["loss_tokens_seen"] - target < max(len(row.input_ids) for row in rows)
+    assert set(done["inputs"]) == {small_pack, "pack", "student"}  # made again, the reference makes this stale
 
 
 @pytest.mark.parametrize(

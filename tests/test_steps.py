@@ -4,8 +4,6 @@ import errno
 import json
 import os
 import shutil
-import signal
-import socket
 import subprocess
 import sys
 import time
@@ -13,49 +11,33 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hand_written import id_of, mixture_step, question, rollouts_step, write_jsonl
+from hand_written import made, mixture_step, prompts_step, rollouts_step, small_step, tree, write_rollouts
 
 import sftdiff.claims
-import sftdiff.prompts
 import sftdiff.records
 import sftdiff.steps
-from sftdiff.claims import DEAD_AFTER_SECONDS, claimed, is_live, process_start, read_claim
+import sftdiff.teachers
+from sftdiff.claims import claimed
 from sftdiff.errors import SftdiffError
 from sftdiff.records import load_record, read_done, read_json, state, write_done
 from sftdiff.steps import main, run_step
 
 ROOT = Path(__file__).resolve().parent.parent
-PROMPTS = [question(f"question {n}") for n in range(4)]
-
-
-def write_rollouts(folder: Path, reply: str = "reply") -> Path:
-    rows = [{"prompt_id": id_of(p), "completion": f"{reply} to {id_of(p)}"} for p in PROMPTS]
-    return write_jsonl(folder / "rollouts.jsonl", rows)
 
 
 @pytest.fixture
 def step(tmp_path: Path) -> Path:
     """A rollouts step that was not run yet."""
-    prompts = write_jsonl(tmp_path / "prompts.jsonl", PROMPTS)
-    return rollouts_step(tmp_path / "runs", "rollouts-a", prompts, write_rollouts(tmp_path))
+    return small_step(tmp_path)
 
 
 def mixture_of(step: Path, name: str = "mixture-a") -> Path:
-    return mixture_step(step.parent, name, {"rollouts": step.name})
-
-
-def tree(directory: Path) -> dict[str, int]:
-    return {str(p.relative_to(directory)): p.stat().st_mtime_ns for p in directory.rglob("*")}
+    return mixture_step(step.parent, name, {"prompts": "prompts-a", "rollouts": step.name})
 
 
 def failure(directory: Path) -> dict[str, Any]:
     found: dict[str, Any] = read_json(directory / "FAILED")
     return found
-
-
-def start_python(code: str, *arguments: Path) -> "subprocess.Popen[str]":
-    command = [sys.executable, "-c", code, *map(str, arguments)]
-    return subprocess.Popen(command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stdin=subprocess.PIPE)
 
 
 # Done
@@ -65,11 +47,12 @@ def test_done_is_written_last_and_lists_every_output(step: Path) -> None:
     assert run_step(step) == "done"
     done = read_done(step)
     assert done is not None
-    assert set(done["outputs"]) == {"prompts.parquet", "rollouts.parquet"}
-    assert done["summary"] == {"prompts": 4, "errors": 0, "by_source": {"chat": 4}}
+    outputs = {"rollouts.parquet", "index.parquet", "summary.json"}
+    assert set(done["outputs"]) == outputs
+    assert done["summary"] == {"prompts": 4, "errors": 0}
     times = {name: value for name, value in tree(step).items() if name != "DONE"}
     assert (step / "DONE").stat().st_mtime_ns >= max(times.values())
-    assert set(times) == {"config.yaml", "provenance.json", "logs", "logs/attempt_1", "prompts.parquet", "rollouts.parquet"}
+    assert set(times) == {"config.yaml", "provenance.json", "logs", "logs/attempt_1", *outputs}
     assert read_json(step / "provenance.json")["attempt"] == 1
 
 
@@ -94,7 +77,8 @@ def test_a_second_run_changes_nothing(step: Path) -> None:
 
 def test_the_same_step_elsewhere_has_the_same_content(step: Path, tmp_path: Path) -> None:
     assert run_step(step) == "done"
-    again = rollouts_step(tmp_path / "other", "rollouts-a", tmp_path / "prompts.jsonl", tmp_path / "rollouts.jsonl")
+    made(prompts_step(tmp_path / "other", "prompts-a", tmp_path / "prompts.jsonl"))
+    again = rollouts_step(tmp_path / "other", "rollouts-a", "prompts-a", tmp_path / "rollouts.jsonl")
     assert run_step(again) == "done"
     contents = [read_done(directory) for directory in (step, again)]
     assert contents[0] is not None and contents[1] is not None
@@ -107,7 +91,7 @@ def test_the_same_step_elsewhere_has_the_same_content(step: Path, tmp_path: Path
 @pytest.mark.parametrize("damage", ["changed", "cut", "gone"])
 def test_a_corrupt_output_is_found_by_the_next_step_and_named(step: Path, damage: str) -> None:
     assert run_step(step) == "done"
-    path = step / "rollouts.parquet"
+    path = step / "index.parquet"
     content = path.read_bytes()
     if damage == "gone":
         path.unlink()
@@ -120,7 +104,7 @@ def test_a_corrupt_output_is_found_by_the_next_step_and_named(step: Path, damage
         f"delete {step} and run the same command again"
     )
     shutil.rmtree(step)
-    rollouts_step(step.parent, step.name, step.parent.parent / "prompts.jsonl", step.parent.parent / "rollouts.jsonl")
+    rollouts_step(step.parent, step.name, "prompts-a", step.parent.parent / "rollouts.jsonl")
     assert [run_step(step), run_step(mixture)] == ["done", "done"]
 
 
@@ -181,126 +165,6 @@ def test_a_step_is_stale_when_an_absent_input_appears(step: Path) -> None:
     assert state(mixture) == "stale"
 
 
-# Claims
-
-
-def test_a_claim_is_gone_after_the_step(step: Path) -> None:
-    assert run_step(step) == "done"
-    assert read_claim(step) is None
-    assert not list(step.glob(".CLAIM*"))
-
-
-def test_only_one_holds_a_claim(tmp_path: Path) -> None:
-    with claimed(tmp_path, 1) as first:
-        with claimed(tmp_path, 1) as second:
-            assert (first, second) == (True, False)
-        claim = read_claim(tmp_path)
-        assert claim is not None
-        assert (claim["pid"], claim["attempt"], is_live(claim)) == (os.getpid(), 1, True)
-    with claimed(tmp_path, 2) as third:
-        assert third
-
-
-def test_a_claim_is_released_after_an_error(tmp_path: Path) -> None:
-    with pytest.raises(ZeroDivisionError), claimed(tmp_path, 1):
-        raise ZeroDivisionError
-    assert not list(tmp_path.iterdir())
-
-
-def test_a_claim_of_a_process_that_was_killed_is_taken_over(step: Path) -> None:
-    code = (
-        "import sys, time, pathlib; from sftdiff.claims import claimed\n"
-        "with claimed(pathlib.Path(sys.argv[1]), 1): print('held', flush=True); time.sleep(60)"
-    )
-    with start_python(code, step) as holder:
-        assert holder.stdout is not None
-        assert holder.stdout.readline() == "held\n"
-        claim = read_claim(step)
-        assert claim is not None and claim["pid"] == holder.pid and is_live(claim)
-        holder.send_signal(signal.SIGKILL)
-    assert not is_live(claim)
-    assert (step / "CLAIM").exists()
-    assert run_step(step) == "done"
-    assert not (step / "CLAIM").exists()
-
-
-@pytest.mark.parametrize(
-    ("change", "live"),
-    [
-        ({}, True),
-        ({"started": "1"}, False),  # the pid belongs to another process now
-        ({"host": "another-host", "pid": 1}, True),
-        ({"host": "another-host", "heartbeat": time.time() - DEAD_AFTER_SECONDS - 1}, False),
-        ({"heartbeat": 0}, True),  # on this host the process itself counts
-    ],
-    ids=["this process", "pid used again", "other host, beating", "other host, silent", "this host, silent"],
-)
-def test_which_claims_are_live(change: dict[str, Any], live: bool) -> None:
-    claim = {"host": socket.gethostname(), "pid": os.getpid(), "started": process_start(os.getpid()), "heartbeat": time.time()}
-    assert is_live({**claim, **change}) is live
-
-
-def test_a_live_claim_is_waited_for(step: Path) -> None:
-    code = (
-        "import sys, time, pathlib; from sftdiff.claims import claimed\n"
-        "with claimed(pathlib.Path(sys.argv[1]), 1): print('held', flush=True); sys.stdin.readline(); time.sleep(1)"
-    )
-    with start_python(code, step) as holder:
-        assert holder.stdin is not None and holder.stdout is not None
-        assert holder.stdout.readline() == "held\n"
-        started = time.monotonic()
-        holder.stdin.write("go\n")
-        holder.stdin.flush()
-        assert run_step(step) == "done"
-        assert time.monotonic() - started >= 0.9
-    assert sorted(p.name for p in (step / "logs").iterdir()) == ["attempt_1"]
-
-
-def test_processes_that_run_a_step_at_once_run_it_once(step: Path, tmp_path: Path) -> None:
-    code = """
-import pathlib, sys, time
-import sftdiff.prompts, sftdiff.steps
-step, calls = map(pathlib.Path, sys.argv[1:])
-real = sftdiff.prompts.run_rollouts
-def slow(running):
-    with calls.open("a") as stream:
-        stream.write("run\\n")
-    time.sleep(0.7)
-    return real(running)
-sftdiff.prompts.run_rollouts = slow
-print("ready", flush=True)
-sys.stdin.readline()
-print(sftdiff.steps.run_step(step), flush=True)
-"""
-    processes = [start_python(code, step, tmp_path / "calls") for _ in range(3)]
-    for process in processes:
-        assert process.stdout is not None and process.stdout.readline() == "ready\n"
-    for process in processes:
-        assert process.stdin is not None
-        process.stdin.write("go\n")
-        process.stdin.flush()
-    assert [process.communicate(timeout=30)[0] for process in processes] == ["done\n"] * 3
-    assert (tmp_path / "calls").read_text() == "run\n"
-    assert sorted(p.name for p in (step / "logs").iterdir()) == ["attempt_1"]
-
-
-def test_a_step_that_another_process_finishes_just_before_the_claim_is_not_run_again(
-    step: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    made = {}
-
-    def finish_first(directory: Path) -> int:
-        monkeypatch.undo()
-        assert run_step(directory) == "done"
-        made.update(tree(directory / "logs"), DONE=(directory / "DONE").stat().st_mtime_ns)
-        return 2
-
-    monkeypatch.setattr(sftdiff.steps, "_next_attempt", finish_first)
-    assert run_step(step) == "done"
-    assert {**tree(step / "logs"), "DONE": (step / "DONE").stat().st_mtime_ns} == made
-    assert not (step / "CLAIM").exists()
-
-
 # Failures
 
 
@@ -324,7 +188,7 @@ def test_an_unexpected_error_keeps_its_trace_in_the_log(step: Path, monkeypatch:
         print("before the error")
         return {"share": 1 / len(running.read)}
 
-    monkeypatch.setattr(sftdiff.prompts, "run_rollouts", broken)
+    monkeypatch.setattr(sftdiff.teachers, "run_rollouts", broken)
     assert run_step(step) == "failed"
     log = step / "logs/attempt_1"
     assert failure(step)["error"] == f"ZeroDivisionError: division by zero (full trace: {log})"
@@ -366,9 +230,9 @@ def no_permission(path: Any, *rest: Any) -> None:
 def test_a_full_disk_or_no_permission_is_one_clear_line(
     step: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], raised: Any, message: str
 ) -> None:
-    monkeypatch.setattr(sftdiff.prompts, "write_rows", raised)
+    monkeypatch.setattr(sftdiff.teachers, "AlignedWriter", raised)
     assert run_step(step) == "failed"
-    line = message.format(step / "prompts.parquet")
+    line = message.format(step / "rollouts.parquet")
     assert failure(step)["error"] == line
     assert capfd.readouterr().err == f"rollouts-a: {line}\n"
     monkeypatch.undo()
@@ -453,7 +317,7 @@ def test_no_secret_of_the_environment_lands_in_a_step_directory(
     mixture = mixture_of(step)
     assert [run_step(step), run_step(mixture)] == ["done", "done"]
     (step / "DONE").unlink()
-    monkeypatch.setattr(sftdiff.prompts, "write_rows", lambda *arguments: 1 / 0)
+    monkeypatch.setattr(sftdiff.teachers, "AlignedWriter", lambda *arguments: 1 / 0)
     assert run_step(step) == "failed"
     with claimed(step, 9):
         files = [p for p in step.parent.rglob("*") if p.is_file()]

@@ -35,7 +35,7 @@ CURVE = [
     for i in range(1, 26)
 ]
 TRAIN_ID = "train-0123456789ab.x y"
-FILES = {"mixture.parquet": "PAR1 rows", "manifest.parquet": "PAR1 manifest", "summary.json": '{"kept": 3}'}
+FILES = {"manifest.parquet": "PAR1 manifest", "summary.json": '{"kept": 3}'}
 
 
 @pytest.fixture(autouse=True)
@@ -160,6 +160,18 @@ def test_twice_is_one_run_and_rerun_replaces_it(tmp_path: Path) -> None:
     assert len(first) == len(second) == 1 and first != second
     assert len(history_of(records_of(record))) == 1
     assert len(list((record.directory / "wandb" / "data").rglob("tmp*"))) == staged
+
+
+def test_a_mirror_that_was_cut_short_is_completed_once(tmp_path: Path) -> None:
+    record = judge_step(tmp_path, 3)
+    track.mirror_step(record)
+    whole = transaction_logs(record)
+    track.complete_mirror(record)
+    assert transaction_logs(record) == whole
+    (record.directory / "wandb" / "offline.json").unlink()  # the job ended while it wrote the run
+    time.sleep(1.1)  # a run's folder is named by the second
+    track.complete_mirror(record)
+    assert len(transaction_logs(record)) == 1 and transaction_logs(record) != whole
 
 
 def test_judge_table(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ does not blur it; a dry run uses one core.
 import resource
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -30,6 +31,7 @@ def command_line(cells: int) -> list[str]:
         "teacher=gemini,olmo,kimi",
         "filter=none,keyword",
         "train.lr=1e-5,3e-5,1e-4,3e-4,1e-3",
+        "prompt_subset=random_share",
         "prompt_subset.treatment=swap",
         "prompt_subset.share=0.05,0.1,0.5,1",
         f"seed=range(0,{seeds})",
@@ -40,7 +42,8 @@ def dry_run(overrides: list[str]) -> tuple[float, float, float]:
     """Return seconds, seconds of CPU and peak memory in MiB of a dry run in a process of its own, and print what it said."""
     command = [sys.executable, "-m", "sftdiff.train", "-m", *overrides, "hydra.launcher.dry_run=true"]
     started = time.perf_counter()
-    done = subprocess.run(command, capture_output=True, text=True, env=environment(), cwd="/", check=True)
+    with tempfile.TemporaryDirectory() as folder:
+        done = subprocess.run(command, capture_output=True, text=True, env=environment(), cwd=folder, check=True)
     seconds = time.perf_counter() - started
     print(done.stdout.splitlines()[0])
     print(done.stdout.splitlines()[-2])
@@ -68,6 +71,8 @@ def main() -> None:
         cells *= int(values[8:-1]) if values.startswith("range") else len(values.split(","))
     seconds, cpu, memory = dry_run(overrides)
     print(f"{cells:,} cells: {seconds:.1f} s ({cpu:.1f} s of CPU, {1000 * cpu / cells:.2f} ms a cell), at most {memory:.0f} MiB")
+    on_slurm, _, memory = dry_run([*overrides, "hydra/launcher=slurm"])
+    print(f"with hydra/launcher=slurm, jobs and GPU-hours: {on_slurm:.1f} s, at most {memory:.0f} MiB")
     stock = stock_seconds_per_cell(overrides)
     print(f"stock sweeper: {1000 * stock:.1f} ms a cell, {stock * cells:.0f} s for all")
     print(f"ratio {stock / (cpu / cells):.0f}")

@@ -1,0 +1,154 @@
+"""An LLM as a judge of rows, through an OpenAI-compatible endpoint. What was paid for is kept in a journal over restarts."""
+
+import asyncio
+import tempfile
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from sftdiff.answers import Completion
+from sftdiff.budget import Prices, SpendingCap
+from sftdiff.corpus import Corpus
+from sftdiff.endpoint import Endpoint, EndpointSettings, Request, RequestFailed
+from sftdiff.errors import SftdiffError
+from sftdiff.filters import corpus_filter
+from sftdiff.filters.rubric import load_rubrics, messages_for, read_rating
+from sftdiff.identity import canonical, digest
+from sftdiff.journal import Journal
+
+JOURNAL = "judged.jsonl"
+
+
+@corpus_filter(version=1)
+def judge_scores(corpus: Corpus, params: Mapping[str, Any]) -> Iterator[Sequence[float]]:
+    """Score = the highest rating of the row over the traits, 0 to 10; NaN where a trait has none.
+
+    params: `model` {id, base_url, api_key_env, price_in, price_out (dollars per million tokens), extra}; `traits`; `rubric`, a
+    YAML file {version, traits: {TRAIT: question}}; `max_tokens` of an answer; `max_characters` of a row that are shown;
+    `concurrency`; `timeout_s` and `max_attempts` of a request; `max_cost`, dollars, null for no cap; `max_error_share`, of the
+    rows. Raises SftdiffError if the cap is reached (what is done is kept), or more rows than this share have no rating.
+    """
+    judge = Judge(corpus, params)
+    with ExitStack() as stack:
+        folder = corpus.scratch or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="judge-")))
+        journal = stack.enter_context(Journal(folder / JOURNAL))
+        judge.ask_missing(journal)
+        _check_share(judge.failures(journal), corpus.count, params["max_error_share"])
+        for rows in corpus.chunks():
+            yield [judge.score(journal, text) for text in rows.texts]
+
+
+class Judge:
+    """The questions of one judge about one corpus, and its answers in a journal: {score, evidence, reason, error, ...}."""
+
+    def __init__(self, corpus: Corpus, params: Mapping[str, Any]) -> None:
+        self.corpus, self.params, self.model = corpus, params, params["model"]
+        self.rubrics = load_rubrics(params["rubric"], list(params["traits"]))
+        self.prices = Prices(self.model["price_in"], self.model["price_out"])
+        asked = [self.model["id"], self.model["extra"], params["max_tokens"], params["max_characters"]]
+        self.asked = {trait: digest(canonical([asked, rubric]), 32) for trait, rubric in self.rubrics.items()}
+
+    def key(self, trait: str, text: str) -> str:
+        """Return the journal's key: equal texts are rated once, and other settings or rubrics make another key."""
+        return digest(canonical([self.asked[trait], text]), 24)
+
+    def requests(self, journal: Journal) -> Iterator[tuple[Request, str]]:
+        """Yield the requests that have no final answer yet, with their texts."""
+        seen: set[str] = set()
+        for rows in self.corpus.chunks():
+            for text in rows.texts:
+                for trait, rubric in self.rubrics.items():
+                    key = self.key(trait, text)
+                    if key in seen or ((known := journal.get(key)) is not None and not known["transient"]):
+                        continue
+                    seen.add(key)
+                    messages = messages_for(rubric, text, self.params["max_characters"])
+                    extra = self.model["extra"] or {}
+                    yield Request(key, messages, self.params["max_tokens"], temperature=0.0, extra=extra), text
+
+    def ask_missing(self, journal: Journal) -> None:
+        asyncio.run(self._ask(journal))
+
+    async def _ask(self, journal: Journal) -> None:
+        texts: dict[str, str] = {}  # of the requests in flight
+        failed: set[str] = set()
+        most = self.params["max_error_share"] * self.corpus.count
+
+        def requests() -> Iterator[Request]:
+            for request, text in self.requests(journal):
+                texts[request.key] = text
+                yield request
+
+        def on_result(request: Request, answer: Completion | RequestFailed) -> None:
+            text = texts.pop(request.key)
+            record = make_record(answer, text)
+            if known := journal.get(request.key):
+                record["lost"] += known["lost"]
+            record["lost"] += answer.broken_off * (self.prices.cost(request.most_prompt_tokens(), request.max_tokens) or 0.0)
+            journal.write(request.key, record)
+            if record["error"]:
+                failed.add(digest(text))
+                if len(failed) > most:  # each text is a row at least, so that the end would be the same
+                    _check_share(self.failures(journal), self.corpus.count, self.params["max_error_share"])
+
+        async with Endpoint(self._settings(journal)) as endpoint:
+            try:
+                start, drop = journal.start, journal.drop
+                await endpoint.run_all(requests(), on_result, lambda r, cost: start(r.key, cost), lambda r: drop(r.key))
+            except SpendingCap as cap:
+                way = "go on with a larger filter.params.max_cost=, what is rated is kept"
+                raise SftdiffError(f"{cap}: {len(journal)} ratings are done; {way}") from None
+
+    def _settings(self, journal: Journal) -> EndpointSettings:
+        spent = journal.lost_dollars
+        for _, record in journal.items():
+            spent += record["lost"] + (self.prices.cost(record["prompt_tokens"], record["completion_tokens"]) or 0.0)
+        return EndpointSettings(
+            *(self.model["id"], self.model["base_url"], self.model["api_key_env"], self.prices),
+            concurrency=self.params["concurrency"],
+            timeout_s=self.params["timeout_s"],
+            max_attempts=self.params["max_attempts"],
+            max_cost=self.params["max_cost"],
+            spent=spent,
+            section="filter.params.model",
+            limits="filter.params",
+        )
+
+    def errors(self, journal: Journal, text: str) -> list[str]:
+        """Return why a text has no rating, for each trait without one."""
+        records = (journal.get(self.key(trait, text)) for trait in self.rubrics)
+        return [record["error"] for record in records if record is not None and record["error"]]
+
+    def failures(self, journal: Journal) -> Counter[str]:
+        """Count the rows without a rating by the reason."""
+        texts = (text for rows in self.corpus.chunks() for text in rows.texts)
+        return Counter(errors[0] for text in texts if (errors := self.errors(journal, text)))
+
+    def score(self, journal: Journal, text: str) -> float:
+        """Return the highest rating of a text; NaN if one is missing: the highest of the others would pass for all."""
+        scores = [(journal.get(self.key(trait, text)) or {"score": None})["score"] for trait in self.rubrics]
+        return float("nan") if None in scores else max(scores)
+
+
+def make_record(answer: Completion | RequestFailed, text: str) -> dict[str, Any]:
+    """Return the journal's record of an answer; one that does not count has an error and no score, never a 0."""
+    if isinstance(answer, RequestFailed):
+        empty = {"score": None, "evidence": "", "reason": "", "error": f"no answer ({answer.reason})"}
+        return empty | {"transient": answer.transient, "prompt_tokens": 0, "completion_tokens": 0, "lost": 0.0}
+    rating = read_rating(answer.text, text)
+    error = "the answer was cut at max_tokens" if rating.error and answer.finish_reason == "length" else rating.error
+    tokens = {"prompt_tokens": answer.prompt_tokens, "completion_tokens": answer.completion_tokens}
+    found = {"score": rating.score, "evidence": rating.evidence, "reason": rating.reason, "error": error}
+    return found | {"transient": False, "lost": 0.0} | tokens
+
+
+def _check_share(failures: Counter[str], rows: int, most: float) -> None:
+    failed = failures.total()
+    if failed > most * rows:
+        reason, count = failures.most_common(1)[0]
+        raise SftdiffError(
+            f"the judge gave no usable rating for {failed} of {rows} rows, more than filter.params.max_error_share={most:g}; "
+            f"most often ({count}): {reason}"
+        )
