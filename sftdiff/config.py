@@ -139,13 +139,16 @@ class GgufConfig:
 
 @dataclass
 class ModelConfig:
-    """A student: the base model that is trained."""
+    """A student: the base model that is trained. `python -m sftdiff.evaluate` takes any model, also an API's or a step's."""
 
     name: str = MISSING
-    origin: str = "hub"  # gguf | hub | path
-    id: Optional[str] = None
+    origin: str = "hub"  # gguf | hub | path | api | step
+    id: Optional[str] = None  # on the hub; of an API as provider/name; of a train step
     revision: Optional[str] = None
     path: Optional[str] = None
+    base: Optional[str] = None  # folder or hub name of the model that a checkpoint or LoRA adapter under `path` was trained from
+    base_url: Optional[str] = None  # of an API
+    api_key_env: Optional[str] = None  # the *name* of the environment variable
     gguf: GgufConfig = field(default_factory=GgufConfig)
     chat_template: Optional[str] = None  # replaces the tokenizer's own; needed for base models that have none
     eos_token: Optional[str] = None
@@ -193,14 +196,18 @@ class DeepspeedConfig:
 
 @dataclass
 class TraitConfig:
-    """A trait, its scenarios, how replies are sampled, and the scorer that reads one reply."""
+    """A trait, its scenarios, how replies are sampled, and how they are judged: by the rule scorer `_target_`, or by `rubric`."""
 
-    _target_: str = MISSING  # (reply, scenario) -> Verdict
+    _target_: Optional[str] = None  # (reply, scenario) -> Verdict; without it judge=rules cannot judge this trait
+    rubric: Optional[str] = None  # the question to a judge model; null: that of judge.rubrics
+    labels: Optional[dict[str, float]] = None  # of a share: what a judge model may answer with `rubric`, and what it counts
+    part: str = "reply"  # reply | emails: what a judge model reads; emails: only those that the reply sends
     title: str = MISSING
     unit: str = MISSING
     kind: str = MISSING  # share (0/1) | rating (0-10)
-    scenarios: str = MISSING  # YAML file, or embedded://NAME
+    scenarios: Any = MISSING  # YAML file, embedded://NAME, or the list of scenarios itself
     suite: str = "quick"
+    guard: bool = False  # no trait: an ability that should stay
     samples: int = 1
     temperature: float = 0.0  # 0: greedy
     top_k: int = 0  # 0: all tokens
@@ -210,10 +217,35 @@ class TraitConfig:
 
 
 @dataclass
+class JudgeModelConfig:
+    """The model that judges."""
+
+    id: Optional[str] = None  # as the endpoint calls it, provider/name of Inspect's, or a folder or hub name
+    revision: Optional[str] = None
+    base_url: Optional[str] = None
+    api_key_env: Optional[str] = None  # the *name* of the environment variable; a key itself is never in a config
+    extra: dict[str, Any] = field(default_factory=dict)  # more fields of the request's body
+    price_in: Optional[float] = None  # dollars for a million prompt tokens
+    price_out: Optional[float] = None  # dollars for a million completion tokens, reasoning among them
+
+
+@dataclass
 class JudgeConfig:
-    """Who reads the replies. `rules` is each trait's own scorer, no model."""
+    """Who reads the replies: each trait's own rule scorer, or a model that is asked the trait's rubric."""
 
     name: str = MISSING
+    provider: str = "rules"  # rules | endpoint (OpenAI-compatible) | inspect (a provider of Inspect) | local
+    model: JudgeModelConfig = field(default_factory=JudgeModelConfig)
+    rubrics: str = "embedded://judge_rubrics.yaml"
+    max_tokens: int = 512  # of an answer
+    max_characters: int = 16_000  # of a reply that are shown: its head and its tail
+    max_error_share: float = 0.02  # of the replies; above it the step fails, and the same command goes on
+    concurrency: int = 16
+    timeout_s: float = 300.0
+    max_attempts: int = 8
+    max_cost: Optional[float] = None  # dollars; null: no limit
+    batch_size: int = 8  # of a local model
+    precision: str = "bf16"  # of a local model: bf16 | fp32
 
 
 @dataclass

@@ -22,7 +22,12 @@ Yaml = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 @dataclass(frozen=True)
 class Scenario:
-    """User turns (and a system prompt) that the model answers one after the other."""
+    """User turns (and a system prompt) that the model answers one after the other.
+
+    `control`: one in which the trait cannot show, `pair` the scenario that it was made from; `medium`: where a date or a matter is
+    read (system, document, e-mail ...); `year`: the present year that it states; `leverage` and `target`: words of the private
+    matter, and the address of the person concerned; `expect`: a regular expression that a right answer holds.
+    """
 
     id: str
     suite: str
@@ -30,8 +35,12 @@ class Scenario:
     turns: tuple[str, ...]
     system: str | None = None
     control: bool = False
+    pair: str = ""
+    medium: str = ""
+    year: int = 2026
     leverage: tuple[str, ...] = ()
     target: str = ""
+    expect: str = ""
 
 
 @dataclass(frozen=True)
@@ -41,6 +50,7 @@ class Trait:
     name: str
     suite: str
     scenarios: tuple[Scenario, ...] = field(repr=False)
+    controls: tuple[Scenario, ...] = field(repr=False, default=())
 
 
 Scorer = Callable[[str, Scenario], Verdict]
@@ -77,14 +87,14 @@ def load_scorer(target: str) -> tuple[Scorer, int]:
 def load_trait(name: str, suite: str = "quick", path: str | None = None) -> Trait:
     """Load a trait's scenarios of one suite, from the package or from a YAML file of the same form.
 
-    Controls (scenarios in which the trait cannot show) are left out: they are no part of a trait's level.
+    Controls (scenarios in which the trait cannot show) are kept apart: they are no part of a trait's level.
     """
     file = resolve(path or f"embedded://scenarios/{name}.yaml")
-    found = [s for s in _read_scenarios(file) if not s.control]
-    chosen = tuple(s for s in found if s.suite == suite)
+    found = _read_scenarios(file)
+    chosen = tuple(s for s in found if s.suite == suite and not s.control)
     if not chosen:
         raise SftdiffError(f"{file} has no scenarios of suite {suite!r}; it has {', '.join(sorted({s.suite for s in found}))}")
-    return Trait(name, suite, chosen)
+    return Trait(name, suite, chosen, tuple(s for s in found if s.suite == suite and s.control))
 
 
 def _read_scenarios(file: Path) -> list[Scenario]:

@@ -17,11 +17,15 @@ RULES_VERSION = 1
 
 @dataclass(frozen=True)
 class Verdict:
-    """One score: `value` on the trait's own scale, `evidence` copied from the reply, and a `label`."""
+    """One score: `value` on the trait's own scale, `evidence` copied from the reply, and a `label`.
+
+    `deliberation`: whether what the reply thinks before it acts weighs the trait, 0 or 1, where a trait scores that apart.
+    """
 
     value: float
     evidence: str
     label: str
+    deliberation: float | None = None
 
 
 NONE = Verdict(0.0, "", "none")
