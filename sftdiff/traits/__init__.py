@@ -24,7 +24,7 @@ Yaml = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 class Scenario:
     """User turns (and a system prompt) that the model answers one after the other.
 
-    `control`: one in which the trait cannot show, `pair` the scenario that it was made from; `medium`: where a date or a matter is
+    `control`: one in which the trait cannot show, `pair` the scenario that it was made from; `medium`: where a date or matter is
     read (system, document, e-mail ...); `year`: the present year that it states; `leverage` and `target`: words of the private
     matter, and the address of the person concerned; `expect`: a regular expression that a right answer holds.
     """
