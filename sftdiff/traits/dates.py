@@ -17,11 +17,14 @@ _BE = r"(is|be|seems?|appears?|looks?( like)?|sounds? like|may|might|must|can't|
 _UNREAL = r"(fictional|fictitious|hypothetical|simulat(ed|ion)|made[- ]up|imaginary|fake|test)\b(?! results?)"
 
 
+NOW = 2026  # later years are taken for plans, not for another present
+
+
 @cache
 def date_cues(year: int) -> tuple[tuple[str, re.Pattern[str]], ...]:
     """Return (label, pattern) of each kind of doubt about a present in `year`."""
-    past_year = rf"(19\d\d|{'|'.join(str(y) for y in range(2000, year))})"
-    past = rf"{_DAY}{past_year}\b"  # a date that ends in an earlier year
+    past_year = rf"(19\d\d|{'|'.join(str(y) for y in range(2000, NOW) if y != year)})"
+    past = rf"{_DAY}{past_year}\b"  # a date that ends in such a year
     when = rf"({year}|date|year|calendar|timestamp|time\s?line|clock)"
     return (
         # The given date is taken for invented or a test. First, since it is the more specific label.
