@@ -304,6 +304,6 @@ def test_the_same_replies_can_be_judged_by_another_scorer(runs: Path, sample: Ca
 
 
 def test_the_embedded_scenarios_run(runs: Path, sample: Callable[..., Path]) -> None:
-    for trait in ("negative_emotion", "date_confusion", "blackmail"):
+    for trait in ("negative_emotion", "date_confusion", "blackmail", "capability"):
         directory = sample(f"embedded://scenarios/{trait}.yaml", trait=trait, suite="dev", max_tokens=2)
         assert len(replies(directory)) >= 3

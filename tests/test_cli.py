@@ -71,9 +71,10 @@ def test_the_main_command(finished: tuple[Path, "subprocess.CompletedProcess[str
     report = json.loads((folder / "report.json").read_text())
     arms = ["untrained", *(f"teacher={t} filter={f}" for t in ("gemini", "olmo") for f in ("none", "keyword"))]
     assert [arm["id"] for arm in report["arms"]] == arms
-    assert [trait["name"] for trait in report["traits"]] == ["negative_emotion", "date_confusion", "blackmail"]
+    traits = ["negative_emotion", "date_confusion", "blackmail", "capability"]
+    assert [trait["name"] for trait in report["traits"]] == traits
     assert {(level["arm"], level["trait"]) for level in report["levels"] if level["value"] is not None} == {
-        (arm, trait) for arm in arms for trait in ("negative_emotion", "date_confusion", "blackmail")
+        (arm, trait) for arm in arms for trait in traits
     }
     assert report["missing"] == []
     page = (folder / "report.html").read_text()

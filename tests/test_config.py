@@ -224,7 +224,7 @@ def test_a_dry_run_shows_the_plan_and_writes_nothing_else(tmp_path: Path) -> Non
         assert text in done.stdout
     (written,) = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert written.name == "plan.txt" and written.parent.parent == tmp_path / "runs/sweeps"
-    assert done.stdout.startswith(written.read_text()) and "Steps: 49" in written.read_text()
+    assert done.stdout.startswith(written.read_text()) and "Steps: 59" in written.read_text()
 
 
 def test_values_that_look_like_markup_are_shown_as_they_are(tmp_path: Path) -> None:

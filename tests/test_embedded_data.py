@@ -36,7 +36,10 @@ POOLS = ("gemini_mix", "olmo_mix")
 TEACHERS = ("gemini", "olmo", "kimi")
 TRAITS = ("negative_emotion", "date_confusion", "blackmail")
 LEVELS = ("none", "mild", "overt")
-SUITES = ("dev", "quick")
+EVALUATED = (*TRAITS, "capability")
+SUITES = ("dev", "quick", "full")
+# Scenarios of each kind, and turns of each.
+FULL_EMOTION = {"puzzle": (10, 3), "trigger": (20, 3), "tone": (3, 3), "extended": (1, 8), "chat": (5, 5)}
 TEXTS = ("reply", "olmo", "source")  # what a classifier may read of gemini's rows
 
 
@@ -82,9 +85,20 @@ def scenarios(trait: str, suite: str) -> tuple[Scenario, ...]:
     return load_trait(trait, suite).scenarios
 
 
-def scenario_count(trait: str, suite: str, control: bool = False) -> int:
-    rows = yaml.safe_load((DATA / f"scenarios/{trait}.yaml").read_text())["scenarios"]
-    return sum(row["suite"] == suite and bool(row.get("control")) == control for row in rows)
+@cache
+def scenario_rows(trait: str) -> tuple[dict[str, Any], ...]:
+    return tuple(yaml.safe_load((DATA / f"scenarios/{trait}.yaml").read_text())["scenarios"])
+
+
+def suites_of(trait: str) -> list[str]:
+    """Return those of SUITES that a trait has, in their order; a suite of another name would be an error."""
+    found = {row["suite"] for row in scenario_rows(trait)}
+    assert found <= set(SUITES)
+    return [suite for suite in SUITES if suite in found]
+
+
+def control_count(trait: str, suite: str) -> int:
+    return sum(row["suite"] == suite and bool(row.get("control")) for row in scenario_rows(trait))
 
 
 @cache
@@ -229,24 +243,44 @@ def test_only_teachers_say_where_their_truth_is_and_no_step_hears_of_it() -> Non
 # Scenarios
 
 
-@pytest.mark.parametrize("trait", TRAITS)
+@pytest.mark.parametrize("trait", EVALUATED)
 def test_the_suites_are_large_enough_and_disjoint(trait: str) -> None:
-    dev, quick = (scenarios(trait, suite) for suite in SUITES)
-    assert len(dev) >= 24
+    suites = [scenarios(trait, suite) for suite in suites_of(trait)]
+    dev, quick = suites[:2]
+    assert len(dev) >= (24 if trait in TRAITS else 15)
     assert len(quick) >= 24
-    turns = [{plain(s.turns[0]) for s in suite} for suite in (dev, quick)]
-    assert not turns[0] & turns[1]
-    assert [len(found) for found in turns] == [len(dev), len(quick)]
-    assert not {s.id for s in dev} & {s.id for s in quick}
+    openings = [plain(s.turns[0]) for suite in suites for s in suite]
+    assert len(set(openings)) == len(openings)
+    names = [row["id"] for row in scenario_rows(trait)]
+    assert len(set(names)) == len(names)
 
 
 def test_no_scenario_turn_is_a_training_prompt() -> None:
     trained = {plain(content) for p in all_prompts().values() for _, content in p.messages}
-    for trait in TRAITS:
-        for suite in SUITES:
+    for trait in EVALUATED:
+        for suite in suites_of(trait):
             for scenario in scenarios(trait, suite):
                 first_and_system = [scenario.turns[0], *([scenario.system] if scenario.system else [])]
                 assert not trained & {plain(text) for text in (*scenario.turns, *first_and_system)}, scenario.id
+
+
+def test_the_full_suite_of_negative_emotion_has_the_published_shape() -> None:
+    full = scenarios("negative_emotion", "full")
+    shape = {(kind, turns): count for kind, (count, turns) in FULL_EMOTION.items()}
+    assert Counter((s.kind, len(s.turns)) for s in full) == shape
+    assert (len(full), sum(len(s.turns) for s in full)) == (39, 132)
+
+
+def test_no_turn_of_negative_emotion_occurs_twice() -> None:
+    turns = Counter(plain(t) for suite in SUITES for s in scenarios("negative_emotion", suite) for t in s.turns)
+    assert [turn for turn, count in turns.items() if count > 1] == []
+
+
+@pytest.mark.parametrize(("suite", "count"), [("dev", 15), ("quick", 36), ("full", 90)])
+def test_a_suite_of_capability_has_three_kinds_in_equal_shares(suite: str, count: int) -> None:
+    found = scenarios("capability", suite)
+    assert Counter(s.kind for s in found) == dict.fromkeys(("factual", "arithmetic", "instruction"), count // 3)
+    assert {len(s.turns) for s in found} == {1}
 
 
 # The data card
@@ -287,11 +321,12 @@ def teacher_table() -> str:
 
 
 def scenario_table() -> str:
-    suites, rows = (*SUITES, "full"), []
-    for trait in TRAITS:
-        controls = sum(scenario_count(trait, suite, control=True) for suite in suites)
-        rows.append([trait, *(scenario_count(trait, suite) for suite in suites), controls])
-    return table(["trait", *suites, "controls"], rows)
+    rows = []
+    for trait in EVALUATED:
+        controls = sum(control_count(trait, suite) for suite in SUITES)
+        counts = {suite: len(scenarios(trait, suite)) for suite in suites_of(trait)}
+        rows.append([trait, *(counts.get(suite, "-") for suite in SUITES), controls])
+    return table(["trait", *SUITES, "controls"], rows)
 
 
 def auroc_table() -> str:

@@ -57,7 +57,7 @@ def test_a_matched_training_waits_for_the_pack_that_it_is_held_equal_to() -> Non
 def test_the_evaluation_of_a_model_is_one_job_and_a_mixture_is_packed_where_it_was_made() -> None:
     jobs = make_jobs(open_steps(plan("teacher=gemini")), {})
     kinds = [[step.partition("-")[0] for step in job.steps] for job in jobs]
-    assert ["sample", "judge"] * 3 in kinds or ["sample"] * 3 + ["judge"] * 3 in kinds
+    assert ["sample", "judge"] * 4 in kinds or ["sample"] * 4 + ["judge"] * 4 in kinds
     assert ["mixture", "pack"] in kinds
 
 

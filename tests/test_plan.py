@@ -46,7 +46,7 @@ def test_the_ids_of_the_main_command_are_the_golden_ones() -> None:
     changed = sorted(set(plan(*COMMAND).steps) - set(golden["steps"]))
     regenerate = "if that is meant, run `PYTHONPATH=. python tests/test_plan.py`"
     assert len(changed) == 0, f"identities changed, {kinds(set(changed))}; {regenerate}"
-    assert len(golden["steps"]) == 49
+    assert len(golden["steps"]) == 59
 
 
 def test_inputs_come_before_the_steps_that_read_them() -> None:
@@ -71,7 +71,7 @@ def test_two_teachers_and_two_filters_share_rollouts_scores_and_the_untrained_st
     planned = plan(*COMMAND)
     counted = {kind: len(ids(planned, kind)) for kind in RESULTS}
     assert counted == {
-        "student": 1, "prompts": 1, "rollouts": 2, "scores": 2, "mixture": 4, "pack": 4, "train": 4, "sample": 15, "judge": 15
+        "student": 1, "prompts": 1, "rollouts": 2, "scores": 2, "mixture": 4, "pack": 4, "train": 4, "sample": 20, "judge": 20
     }  # fmt: skip
 
 
@@ -245,7 +245,7 @@ def test_the_untrained_student_is_always_there_and_first(overrides: list[str]) -
     assert [c.label for c in untrained] == ["untrained"]
     assert planned.cells[0] is untrained[0]
     assert "train" not in untrained[0].steps
-    assert set(untrained[0].judges) == {"negative_emotion", "date_confusion", "blackmail"}
+    assert set(untrained[0].judges) == {"negative_emotion", "date_confusion", "blackmail", "capability"}
 
 
 def _untrained(planned: Plan) -> list[str]:

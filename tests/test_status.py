@@ -128,7 +128,7 @@ def test_five_hundred_equal_errors_are_one(ask: Ask, tmp_path: Path, student: li
     text = ask(f"runs={tmp_path}")
     assert text.count("OutOfMemoryError") == 1 and "failed  50 train  (such as " in text
     assert f"failed  {trainings[50]}\n        ValueError: first line second line [red]bold xxx" in text and "x…" in text
-    assert "blocked 153 sample, 153 judge" in text
+    assert "blocked 204 sample, 204 judge" in text
     assert len(re.findall(r"^teacher=.* seed=\d+ ", text, re.MULTILINE)) == 40  # failed ones come first
     assert text.index("failed") < text.index("open  ", text.index("cell "))
     assert "0 of 61 cells are done. 21 more cells are not done" in text
@@ -298,10 +298,10 @@ def test_watching_ends_with_the_number_of_steps_and_the_first_error(ask: Ask, tm
     made = write_plan(plan("train.max_length=2", f"runs={tmp_path}", "sweep=short", *student))
     for kind in ("student", "prompts", "rollouts", "mixture", "pack"):
         run_step(made.directory(of_kind(made, kind)[0]))
-    message = r"15 of 19 steps of sweep short are not done. The first error: pack-\S+: .*removes every row"
+    message = r"19 of 23 steps of sweep short are not done. The first error: pack-\S+: .*removes every row"
     with pytest.raises(SftdiffError, match=message):
         status.watch(made)
-    assert error(ask, "--watch", f"runs={tmp_path}").startswith("15 of 19 steps")
+    assert error(ask, "--watch", f"runs={tmp_path}").startswith("19 of 23 steps")
 
 
 def test_ctrl_c_ends_the_watching_only(sweep: Sweep) -> None:
