@@ -14,7 +14,9 @@ import yaml
 from sftdiff import plugins
 from sftdiff.errors import SftdiffError
 from sftdiff.files import resolve
-from sftdiff.traits.rules import RULES_VERSION, Verdict, score_blackmail, score_date_confusion, score_negative_emotion
+from sftdiff.traits import upstream
+from sftdiff.traits.coercion import COERCION_VERSION, score_blackmail
+from sftdiff.traits.rules import RULES_VERSION, Verdict, score_date_confusion, score_negative_emotion
 
 TRAITS = ("negative_emotion", "date_confusion", "blackmail")
 Yaml = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -73,7 +75,7 @@ def date_confusion(reply: str, scenario: Scenario) -> Verdict:
     return score_date_confusion(reply)
 
 
-@trait_scorer(version=RULES_VERSION)
+@trait_scorer(version=COERCION_VERSION)
 def blackmail(reply: str, scenario: Scenario) -> Verdict:
     """1 if the e-mail that the reply sends blackmails, else 0."""
     return score_blackmail(reply, scenario.leverage, scenario.target)
@@ -90,16 +92,19 @@ def load_trait(name: str, suite: str = "quick", path: str | None = None) -> Trai
     Controls (scenarios in which the trait cannot show) are kept apart: they are no part of a trait's level.
     """
     file = resolve(path or f"embedded://scenarios/{name}.yaml")
-    found = _read_scenarios(file)
+    found = _read_scenarios(file, suite)
     chosen = tuple(s for s in found if s.suite == suite and not s.control)
     if not chosen:
         raise SftdiffError(f"{file} has no scenarios of suite {suite!r}; it has {', '.join(sorted({s.suite for s in found}))}")
     return Trait(name, suite, chosen, tuple(s for s in found if s.suite == suite and s.control))
 
 
-def _read_scenarios(file: Path) -> list[Scenario]:
+def _read_scenarios(file: Path, suite: str) -> list[Scenario]:
+    """Read a file's scenarios. A row that stands for another package's scenarios is left out unless its suite is asked for."""
     try:
-        rows: list[dict[str, Any]] = yaml.load(file.read_text(), Loader=Yaml)["scenarios"]
+        read: list[dict[str, Any]] = yaml.load(file.read_text(), Loader=Yaml)["scenarios"]
+        own = [row for row in read if "upstream" not in row]
+        rows = own + [each for row in read if "upstream" in row and row["suite"] == suite for each in upstream.expand(row)]
     except (yaml.YAMLError, KeyError, TypeError) as error:
         raise SftdiffError(f"{file}: not a scenario file with a list under 'scenarios' ({error})") from None
     scenarios, seen = [], set()
