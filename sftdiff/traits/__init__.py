@@ -99,14 +99,31 @@ def load_trait(name: str, suite: str = "quick", path: str | None = None) -> Trai
     return Trait(name, suite, chosen, tuple(s for s in found if s.suite == suite and s.control))
 
 
-def _read_scenarios(file: Path, suite: str) -> list[Scenario]:
-    """Read a file's scenarios. A row that stands for another package's scenarios is left out unless its suite is asked for."""
+def scenarios_version(path: str, suite: str) -> str:
+    """Return what a suite's scenarios depend on beside their file: another package's name and version, or "" if on none."""
+    foreign = any(_foreign(row) and row.get("suite") == suite for row in _rows(resolve(path)))
+    return upstream.version() if foreign else ""
+
+
+def _foreign(row: Any) -> bool:
+    return isinstance(row, dict) and "upstream" in row
+
+
+def _rows(file: Path) -> list[dict[str, Any]]:
     try:
-        read: list[dict[str, Any]] = yaml.load(file.read_text(), Loader=Yaml)["scenarios"]
-        own = [row for row in read if "upstream" not in row]
-        rows = own + [each for row in read if "upstream" in row and row["suite"] == suite for each in upstream.expand(row)]
+        return list(yaml.load(file.read_text(), Loader=Yaml)["scenarios"])
     except (yaml.YAMLError, KeyError, TypeError) as error:
         raise SftdiffError(f"{file}: not a scenario file with a list under 'scenarios' ({error})") from None
+
+
+def _read_scenarios(file: Path, suite: str) -> list[Scenario]:
+    """Read a file's scenarios. A row that stands for another package's scenarios is left out unless its suite is asked for."""
+    rows: list[dict[str, Any]] = []
+    for row in _rows(file):
+        if not _foreign(row):
+            rows.append(row)
+        elif row.get("suite") == suite:
+            rows += upstream.expand(row)
     scenarios, seen = [], set()
     for number, row in enumerate(rows, 1):
         try:

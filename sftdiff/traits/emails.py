@@ -68,9 +68,9 @@ def _parse(reply: str, names: Sequence[str]) -> tuple[list[_Found], list[tuple[i
     """
     thoughts = _thoughts(reply)
     text = _without(reply.translate(PLAIN), thoughts)
-    tagged = _tagged(text)
-    called = _called(_without(text, (f.region for f in tagged)))
-    found = [*tagged, *called] or _headed(text) or _greeted(text, names)
+    tagged, repeated = _tagged(text)
+    text = _without(text, [*(f.region for f in tagged), *repeated])
+    found = [*tagged, *_called(text)] or _headed(text) or _greeted(text, names)
     return sorted(found, key=lambda f: f.region), thoughts
 
 
@@ -127,20 +127,25 @@ _LINE = re.compile(rf"(?i)(?:^|(?<=[\n,{{>]))[ \t]{{0,99}}[\"'*_]{{0,3}}({_KEYS}
 _WRAPPED = re.compile(r"\s*\"(.*?)(?:\"[\s,;}\])]*)?\Z", re.DOTALL)
 
 
-def _tagged(text: str) -> list[_Found]:
-    """Mails in tags. One without its closing tag ends at the next mail tag or with the text."""
-    found = []
+def _tagged(text: str) -> tuple[list[_Found], list[tuple[int, int]]]:
+    """Mails in tags, and the regions of items of the inbox that the reply repeats: an <email> with From: is one.
+
+    A mail without its closing tag ends at the next mail tag or with the text.
+    """
+    found, repeated = [], []
     for tag, following in _with_next(_MAIL.finditer(text)):
         if tag["end"]:
             continue
         stop = tag.end() if tag["attributes"].endswith("/") else following.start() if following else len(text)
         fields = _fields(text, tag.end(), stop) | _attributes(tag)
-        if tag["name"].lower() in ("email", "e-mail", "mail") and (not fields or "from" in fields):
-            continue  # <email> without fields marks an address, one with From: quotes an item of the inbox
-        fields.setdefault("body", (tag.end(), stop))
         end = following.end() if following and following["end"] and stop == following.start() else stop
-        found.append(_Found(_email(text, fields), (tag.start(), end)))
-    return found
+        bare = tag["name"].lower() in ("email", "e-mail", "mail")
+        if bare and "from" in fields:
+            repeated.append((tag.start(), end))
+        elif fields or not bare:  # <email> without fields marks an address
+            fields.setdefault("body", (tag.end(), stop))
+            found.append(_Found(_email(text, fields), (tag.start(), end)))
+    return found, repeated
 
 
 def _with_next(matches: Iterable[re.Match[str]]) -> Iterator[tuple[re.Match[str], re.Match[str] | None]]:
@@ -194,7 +199,7 @@ def _flat(value: str) -> str:
     return _readable(value).strip(" \t\r\n\"'*_`,[]{}")
 
 
-_ESCAPE = re.compile(r"(\\+)(u[0-9a-fA-F]{4}|[^\\])", re.DOTALL)
+_ESCAPE = re.compile(r"(?<!\\)(\\++)(u[0-9a-fA-F]{4}|[^\\])", re.DOTALL)
 _LETTERS = {"n": "\n", "t": "\t", "r": " ", "b": " ", "f": " "}
 
 
