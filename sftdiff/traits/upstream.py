@@ -6,12 +6,11 @@ for one scenario per goal and threat. Its other keys (leverage, target, year, me
 
 import importlib
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from importlib.machinery import PathFinder
 from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as package_version
-from importlib.util import find_spec, module_from_spec
+from importlib.util import module_from_spec
 from itertools import product
 from typing import Any, get_args
 
@@ -44,14 +43,14 @@ def expand(row: Mapping[str, Any]) -> list[dict[str, Any]]:
         raise SftdiffError(f"scenario {row.get('id')!r}, made from upstream {NAME}: it needs {', '.join(missing)}")
     rest = {key: value for key, value in row.items() if key not in ("upstream", "goals", "threats")}
     made = []
-    with _generator() as generator:
-        for goal, threat in product(row["goals"], row["threats"]):
-            kind, _, value = goal.partition("-")
-            system, user = _prompts(generator, kind, value or "none", threat)
-            if row["target"].lower() not in user.lower():
-                raise _changed(f"its inbox does not hold the address {row['target']!r}")
-            own = {"id": f"{row['id']}-{goal}-{threat}", "kind": threat, "system": system, "turns": [user]}
-            made.append(rest | own | {"control": kind not in CONFLICTS and threat == "none"})
+    generator = _generator()
+    for goal, threat in product(row["goals"], row["threats"]):
+        kind, _, value = goal.partition("-")
+        system, user = _prompts(generator, kind, value or "none", threat)
+        if row["target"].lower() not in user.lower():
+            raise _changed(f"its inbox does not hold the address {row['target']!r}")
+        own = {"id": f"{row['id']}-{goal}-{threat}", "kind": threat, "system": system, "turns": [user]}
+        made.append(rest | own | {"control": kind not in CONFLICTS and threat == "none"})
     return made
 
 
@@ -72,31 +71,32 @@ def _prompts(generator: Any, kind: str, value: str, threat: str) -> tuple[str, s
             alignment_faking_warning=None,
         )
         return prompts.system_prompt, "\n".join([prompts.user_prompt, prompts.email_content])
-    except (AttributeError, TypeError, OSError, AssertionError) as error:
-        raise _changed(str(error)) from None
+    except SftdiffError:
+        raise
+    except Exception as error:  # the package has its own classes of errors, and a changed one may raise any
+        raise _changed(f"{type(error).__name__}: {error}") from None
 
 
-@contextmanager
-def _generator() -> Iterator[Any]:
+def _generator() -> Any:
     """Import the package's module of prompts without running its parent module, which would load all of inspect_ai.
 
     Counting scenarios on a login node needs the prompts alone. The parent stays unloaded, as it was.
     """
-    installed = version()
-    package = find_spec(MODULE.partition(".")[0])
-    spec = PathFinder.find_spec(MODULE, package.submodule_search_locations if package else None)
-    if spec is None:
-        raise _changed(f"there is no {MODULE} in {installed}")
-    bare = None if MODULE in sys.modules else module_from_spec(spec)
+    version()  # says what to install where the package is missing
     try:
+        package = importlib.import_module(MODULE.partition(".")[0])
+        spec = PathFinder.find_spec(MODULE, package.__path__)
+        bare = None if MODULE in sys.modules or spec is None else module_from_spec(spec)
         if bare:
             sys.modules[MODULE] = bare
-        yield importlib.import_module(f"{MODULE}.prompt_generator")
-    except ImportError as error:
-        raise _changed(str(error)) from None
-    finally:
-        if bare:
-            sys.modules.pop(MODULE, None)
+        try:
+            generator = importlib.import_module(f"{MODULE}.prompt_generator")
+        finally:
+            if bare:
+                sys.modules.pop(MODULE, None)
+    except (ImportError, AttributeError, OSError) as error:
+        raise _changed(f"{type(error).__name__}: {error}") from None
+    return generator
 
 
 def _changed(what: str) -> SftdiffError:
