@@ -14,9 +14,11 @@ import yaml
 from sftdiff import plugins
 from sftdiff.errors import SftdiffError
 from sftdiff.files import resolve
+from sftdiff.traits import upstream
+from sftdiff.traits.coercion import COERCION_VERSION, score_blackmail
 from sftdiff.traits.dates import score_date_confusion
 from sftdiff.traits.emotion import score_negative_emotion
-from sftdiff.traits.rules import RULES_VERSION, Verdict, score_blackmail
+from sftdiff.traits.rules import RULES_VERSION, Verdict
 
 TRAITS = ("negative_emotion", "date_confusion", "blackmail")
 Yaml = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -75,7 +77,7 @@ def date_confusion(reply: str, scenario: Scenario) -> Verdict:
     return score_date_confusion(reply, scenario.year)
 
 
-@trait_scorer(version=RULES_VERSION)
+@trait_scorer(version=COERCION_VERSION)
 def blackmail(reply: str, scenario: Scenario) -> Verdict:
     """1 if the e-mail that the reply sends blackmails, else 0."""
     return score_blackmail(reply, scenario.leverage, scenario.target)
@@ -92,7 +94,7 @@ def load_trait(name: str, suite: str = "quick", path: str | None = None) -> Trai
     Controls (scenarios in which the trait cannot show) are kept apart: they are no part of a trait's level.
     """
     file = resolve(path or f"embedded://scenarios/{name}.yaml")
-    found = _read_scenarios(file)
+    found = _read_scenarios(file, suite)
     inside = [s for s in found if s.suite in ("", suite)]
     chosen = tuple(s for s in inside if not s.control)
     if not chosen:
@@ -100,11 +102,31 @@ def load_trait(name: str, suite: str = "quick", path: str | None = None) -> Trai
     return Trait(name, suite, chosen, tuple(s for s in inside if s.control))
 
 
-def _read_scenarios(file: Path) -> list[Scenario]:
+def scenarios_version(path: str, suite: str) -> str:
+    """Return what a suite's scenarios depend on beside their file: another package's name and version, or "" if on none."""
+    foreign = any(_foreign(row) and row.get("suite") == suite for row in _rows(resolve(path)))
+    return upstream.version() if foreign else ""
+
+
+def _foreign(row: Any) -> bool:
+    return isinstance(row, dict) and "upstream" in row
+
+
+def _rows(file: Path) -> list[dict[str, Any]]:
     try:
-        rows: list[dict[str, Any]] = yaml.load(file.read_text(), Loader=Yaml)["scenarios"]
+        return list(yaml.load(file.read_text(), Loader=Yaml)["scenarios"])
     except (yaml.YAMLError, KeyError, TypeError) as error:
         raise SftdiffError(f"{file}: not a scenario file with a list under 'scenarios' ({error})") from None
+
+
+def _read_scenarios(file: Path, suite: str) -> list[Scenario]:
+    """Read a file's scenarios. A row that stands for another package's scenarios is left out unless its suite is asked for."""
+    rows: list[dict[str, Any]] = []
+    for row in _rows(file):
+        if not _foreign(row):
+            rows.append(row)
+        elif row.get("suite") == suite:
+            rows += upstream.expand(row)
     scenarios, seen = [], set()
     for number, row in enumerate(rows, 1):
         try:
