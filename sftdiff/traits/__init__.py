@@ -99,6 +99,11 @@ def load_trait(name: str, suite: str = "quick", path: str | None = None) -> Trai
     return Trait(name, suite, chosen, tuple(s for s in found if s.suite == suite and s.control))
 
 
+def all_scenarios(name: str, path: str | None = None) -> dict[str, Scenario]:
+    """Return a trait's scenarios of all suites, and its controls, by id."""
+    return {s.id: s for s in _read_scenarios(resolve(path or f"embedded://scenarios/{name}.yaml"))}
+
+
 def _read_scenarios(file: Path) -> list[Scenario]:
     try:
         rows: list[dict[str, Any]] = yaml.load(file.read_text(), Loader=Yaml)["scenarios"]
