@@ -17,8 +17,9 @@ from sftdiff.calibration import SPLITS, Values, answers_of, load_set, question_o
 from sftdiff.errors import SftdiffError
 from sftdiff.files import read_table
 from sftdiff.identity import canonical, digest
+from sftdiff.judges import Item, judge_identity, judge_items
 from sftdiff.labelling import COLUMNS, draw, read_labels, score_range, write_csv
-from sftdiff.records import load_record, read_done, write_json
+from sftdiff.records import StepRecord, load_record, read_done, write_json
 from sftdiff.traits import Scenario, all_scenarios
 
 Cells = Sequence[tuple[Mapping[str, str], Mapping[str, Any]]]
@@ -65,11 +66,11 @@ def draw_sample(config: Config, dry_run: bool) -> None:
     """Write a blind CSV of replies from the done judge steps, and the questions beside it."""
     settings, path = config["calibrate"], Path(config["calibrate"]["out"])
     rows: list[dict[str, str]] = []
-    questions = []
+    questions, steps = [], judge_steps(config)
     for trait, own in config["trait_eval"].items():
         values, scenarios = _values(config, trait), _scenarios(config, trait)
         strata: dict[tuple[str, str], list[dict[str, Any]]] = {}
-        for row in sampled_replies(config, trait, scenarios):
+        for row in sampled_replies(steps.get(trait, []), trait, scenarios):
             if row["value"] is not None:
                 strata.setdefault((score_range(row["value"], values), row["model"]), []).append(row)
         drawn = draw(strata, settings["rows"], settings["seed"])
@@ -99,30 +100,31 @@ def _csv_row(trait: str, row: Mapping[str, Any], scale: str, scenarios: Mapping[
     return {key: found.get(key, row.get(key, "")) for key in COLUMNS}
 
 
-def sampled_replies(config: Config, trait: str, scenarios: Mapping[str, Scenario]) -> Iterator[dict[str, Any]]:
-    """Yield each different reply of a trait's done judge steps with its verdict, its model's step, and an id that tells nothing."""
+def sampled_replies(steps: Sequence[StepRecord], trait: str, scenarios: Mapping[str, Scenario]) -> Iterator[dict[str, Any]]:
+    """Yield each different reply of a trait's judge steps with its verdict, its model, and an id that tells nothing."""
     seen = set()
-    for directory in judge_steps(config):
-        if read_done(directory) is None:
-            continue
-        record = load_record(directory)
-        if record.kind != "judge" or record.config.get("trait") != trait:
-            continue
+    for record in steps:
         model = load_record(record.input_directory("sample")).inputs["model"]
-        for row in read_table(directory / "verdicts.parquet", VERDICTS).to_pylist():
+        for row in read_table(record.directory / "verdicts.parquet", VERDICTS).to_pylist():
             key = digest(canonical([trait, row["scenario"], row["turn"], row["prompt"], row["reply"]]))
             if key not in seen and row["scenario"] in scenarios:
                 seen.add(key)
                 yield {**row, "id": key, "model": model}
 
 
-def judge_steps(config: Config) -> list[Path]:
-    """Return the directories of the judge steps of a run directory, or of one sweep."""
+def judge_steps(config: Config) -> dict[str, list[StepRecord]]:
+    """Return the done judge steps of a run directory, or of one sweep, by trait."""
     runs, sweep = Path(config["runs"]), config["calibrate"]["sweep"]
+    directories = sorted(runs.glob("steps/judge-*"))
     if sweep:
-        found = load_sweep(runs, sweep)
-        return [found.directory(step.id) for step in found.steps.values() if step.kind == "judge"]
-    return sorted(runs.glob("steps/judge-*"))
+        known = load_sweep(runs, sweep)
+        directories = [known.directory(step.id) for step in known.steps.values() if step.kind == "judge"]
+    found: dict[str, list[StepRecord]] = {}
+    for directory in directories:
+        if read_done(directory) is not None:
+            record = load_record(directory)
+            found.setdefault(record.config["trait"], []).append(record)
+    return found
 
 
 def _where(config: Config) -> str:
@@ -140,8 +142,6 @@ def _scenarios(config: Config, trait: str) -> dict[str, Scenario]:
 # ---- a judge beside labels ----
 def compare(config: Config, dry_run: bool) -> None:
     """Judge labelled replies with the configured judge, and print and write how it agrees with the labels."""
-    from sftdiff.judges import judge_identity
-
     settings = config["calibrate"]
     sets, head = _labelled(config) if settings["labels"] else _shipped(config)
     judge = config["judge"]["name"]
@@ -194,7 +194,9 @@ def _labelled(config: Config) -> tuple[dict[str, list[dict[str, Any]]], dict[str
     if not paths:
         raise SftdiffError(f"calibrate.labels: the folder {given} holds no .csv file")
     traits = list(config["trait_eval"])
-    known = {trait: {row["id"]: row for row in sampled_replies(config, trait, _scenarios(config, trait))} for trait in traits}
+    steps = judge_steps(config)
+    found = {trait: sampled_replies(steps.get(trait, []), trait, _scenarios(config, trait)) for trait in traits}
+    known = {trait: {row["id"]: row for row in rows} for trait, rows in found.items()}
     labels, empty = read_labels(paths, {trait: _values(config, trait) for trait in traits}, known)
     if not labels:
         raise SftdiffError(f"{given}: none of its {empty} rows has a label yet")
@@ -206,10 +208,8 @@ def _labelled(config: Config) -> tuple[dict[str, list[dict[str, Any]]], dict[str
 
 
 def _judged(config: Config, trait: str, rows: Sequence[Mapping[str, Any]], identity: Mapping[str, Any]) -> list[Rated]:
-    from sftdiff.judges import Item, judge_items
-
     own, scenarios = config["trait_eval"][trait], _scenarios(config, trait)
     items = [Item((row["id"],), scenarios[row["scenario"]], row["prompt"], row["reply"]) for row in rows]
     journal = Path(config["runs"]) / "calibration" / f"judged-{digest(canonical(identity))}.jsonl"
-    verdicts = judge_items(items, config["judge"], trait, own, journal, [], lambda *_: None)
+    verdicts = judge_items(items, config["judge"], trait, own, journal)
     return [rated(row, verdict.value, verdict.label) for row, verdict in zip(rows, verdicts, strict=True)]

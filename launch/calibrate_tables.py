@@ -94,11 +94,12 @@ def _ranges(ranges: Sequence[Report]) -> Table:
 def _groups(title: str, groups: Sequence[Report]) -> Table:
     shown = [key for key in ("agreement", "within_1", "sensitivity", "specificity") if key in groups[0]]
     table = Table(title=title, title_justify="left")
-    for heading in ("", "replies", "readers", "judge", "bias", "kappa", *(key.replace("_", " ") for key in shown)):
-        table.add_column(heading)
+    for heading in ("", "replies", "readers", "judge", "bias", *(["kappa"] if "kappa" in groups[0] else []), *shown):
+        table.add_column(heading.replace("_", " "))
     for row in groups:
         bias = row["bias"]
-        numbers = [_number(bias["readers"]), _number(bias["judge"]), _value(bias, sign=True)[0], _number(row["kappa"]["value"])]
+        numbers = [_number(bias["readers"]), _number(bias["judge"]), _value(bias, sign=True)[0]]
+        numbers += [_number(row["kappa"]["value"])] if "kappa" in row else []
         table.add_row(escape(row["name"]), str(row["rows"]), *numbers, *(_share(row[key])[0] for key in shown))
     return table
 

@@ -16,12 +16,13 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import binomtest, spearmanr
 
+from sftdiff.traits.emotion import STRONG_FROM
+
 Answer = float | str  # a rating, or a label of a share
 Floats = NDArray[np.float64]
 RESAMPLES = 2_000
 TOP = 10  # of a rating
 RANGES = ((0, 0), (1, 3), (4, 6), (7, 10))  # of rounded ratings
-STRONG_FROM = 5.0  # a rating that counts as the trait
 CLOSE = 1.0  # rating points
 BINARY, RATINGS = 2, TOP + 1  # numbers of categories
 
@@ -121,6 +122,10 @@ def rounded(ratings: Floats) -> NDArray[np.int64]:
     return np.floor(ratings + 0.5).astype(np.int64)
 
 
+def range_name(low: int, high: int) -> str:
+    return f"{low}-{high}" if high > low else str(low)
+
+
 def consensus(row: Rated, values: Mapping[str, float] | None) -> float | None:
     """Return what the readers say: `adjudicated` where there is one; else the mean rating, or the value on which all agree.
 
@@ -190,7 +195,7 @@ def _ratings(judge: Floats, readers: Floats, clusters: Sequence[str]) -> dict[st
     for low, high in RANGES:
         inside = (rounded(readers) >= low) & (rounded(readers) <= high)
         own = [cluster for cluster, chosen in zip(clusters, inside, strict=True) if chosen]
-        ranges.append({"range": f"{low}-{high}" if high > low else str(low)} | bias_of(judge[inside], readers[inside], own))
+        ranges.append({"range": range_name(low, high)} | bias_of(judge[inside], readers[inside], own))
     strong = _shares((judge >= STRONG_FROM).astype(float), (readers >= STRONG_FROM).astype(float), clusters)
     return {
         "kappa": kappa_of(rounded(readers), rounded(judge), clusters, RATINGS, True),
@@ -231,7 +236,9 @@ def _by_group(rows: Sequence[Rated], name: str, values: Mapping[str, float] | No
         chosen = [row for row in rows if (row.groups or {}).get(name) == group]
         judge, readers = _sides(chosen, values)
         clusters = [row.cluster for row in chosen]
-        kept = ("kappa", "within_1", "agreement", "sensitivity", "specificity", "bias")
+        kept: tuple[str, ...] = ("within_1", "agreement", "bias")
+        if name != "intended":  # which nearly says what the readers say: within one kind there is nothing left to tell apart
+            kept = (*kept, "kappa", "sensitivity", "specificity")
         compared = _ratings(judge, readers, clusters) if values is None else _shares(judge, readers, clusters)
         found.append({"name": group, "rows": len(chosen)} | {key: compared[key] for key in kept if key in compared})
     return found

@@ -1,8 +1,8 @@
 """The shipped calibration sets, `data/calibration/TRAIT.jsonl`: replies to a trait's scenarios with the labels of two readers.
 
 A row is {"id", "scenario", "turn", "prompt", "reply", "origin": written | sampled, "model": who sampled it (null: written),
-"intended": what it was written to be (null: sampled), "split": dev | test, "labels": {reader: answer}} and, where readers differed
-and somebody decided, "adjudicated": answer. An answer is a number from 0 to 10 (rating) or a label (share).
+"intended": what it was written to be (null: sampled), "split": dev | test, "labels": {reader: answer}} and, where a
+third reader decided between them, "adjudicated": answer. An answer is a number from 0 to 10 (rating) or a label (share).
 
 Half of the replies are locked (split test): rules and rubrics are written with dev alone, and test gives the final figure once.
 """
@@ -13,12 +13,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from sftdiff.agreement import TOP, Answer, Rated
-from sftdiff.errors import SftdiffError, one_line
-from sftdiff.files import DATA, read_rows, resolve
+from sftdiff.errors import SftdiffError
+from sftdiff.files import DATA, read_rows
 from sftdiff.identity import unit_interval
+from sftdiff.judges.questions import Rubric, rubric_for
 from sftdiff.traits import Scenario
 
 SPLITS = ("dev", "test")
@@ -32,27 +31,31 @@ Values = Mapping[str, float] | None
 
 
 def answers_of(name: str, trait: Mapping[str, Any], rubrics: str) -> Values:
-    """Return what may be answered about a trait: label -> 0 or 1 for a share, None for a rating from 0 to 10.
+    """Return what may be answered about a trait: label -> value for a share, None for a rating from 0 to 10.
 
-    `trait` is its resolved settings, `rubrics` the file of `judge.rubrics`.
+    `trait` is its resolved settings, `rubrics` the file of `judge.rubrics`. Any share takes 0 and 1 too.
     """
     if trait["kind"] == "rating":
         return None
-    own = trait.get("labels") if trait.get("rubric") else _rubric(name, rubrics).get("labels")
-    return PLAIN if own is None else {str(label): float(value) for label, value in own.items()} | PLAIN
+    rubric = _rubric(name, trait, rubrics)
+    return {**((rubric.main.labels or {}) if rubric else {}), **PLAIN}
 
 
 def question_of(name: str, trait: Mapping[str, Any], rubrics: str) -> str:
     """Return the question to a reader of a trait's replies: its rubric, or its unit where it has none."""
-    return str(trait.get("rubric") or _rubric(name, rubrics).get("question") or f"{trait['title']}: {trait['unit']}").strip()
+    rubric = _rubric(name, trait, rubrics)
+    whole = "\nYou see the whole reply: judge only the e-mails that it sends." if trait["part"] == "emails" else ""
+    return (rubric.main.text.strip() if rubric else f"{trait['title']}: {trait['unit']}") + whole
 
 
-def _rubric(name: str, rubrics: str) -> Mapping[str, Any]:
+def _rubric(name: str, trait: Mapping[str, Any], rubrics: str) -> Rubric | None:
+    """Return a trait's rubric; None for one that only has a rule scorer."""
     try:
-        found = yaml.safe_load(resolve(rubrics).read_text(encoding="utf-8"))["traits"].get(name, {})
-        return dict(found)
-    except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError, ValueError, AttributeError) as error:
-        raise SftdiffError(f"judge.rubrics: {rubrics} has no 'traits' that can be read ({one_line(error)})") from None
+        return rubric_for(rubrics, name, trait)
+    except SftdiffError:
+        if trait["rubric"] or not trait["_target_"]:
+            raise
+        return None
 
 
 def read_answer(answer: Any, values: Values, place: str) -> Answer:

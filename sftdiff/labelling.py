@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from sftdiff.agreement import RANGES, Answer
+from sftdiff.agreement import RANGES, Answer, range_name
 from sftdiff.calibration import Values, read_answer
 from sftdiff.errors import SftdiffError
 from sftdiff.identity import unit_interval
@@ -76,7 +76,7 @@ def read_labels(
     """Return {(trait, id): {labeller: answer}} of labelled CSV files, and how many of their rows have no label.
 
     `values`: what may be answered, by trait; `known`: the ids of each trait. A row without a labeller is by its file's name.
-    Raise SftdiffError that names the row for an unknown trait or id, a label outside of the scale, and one labeller's second label.
+    Raise SftdiffError that names the row for an unknown trait or id, a label off the scale, and a second label of one labeller.
     """
     found: dict[tuple[str, str], dict[str, Answer]] = {}
     places: dict[tuple[str, str, str], str] = {}
@@ -103,7 +103,7 @@ def score_range(value: float, values: Values) -> str:
     if values is not None:
         return f"{value:g}"
     whole = math.floor(value + 0.5)
-    return next(f"{low}-{high}" for low, high in RANGES if whole <= high)
+    return next(range_name(low, high) for low, high in RANGES if whole <= high)
 
 
 def draw(strata: Mapping[Any, Sequence[Row]], count: int, seed: int) -> list[Row]:
