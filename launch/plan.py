@@ -209,8 +209,11 @@ def report_cell(cell: Cell) -> dict[str, Any]:
 
 def traits(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings of a cell's traits, with the limit of reply length that sampling may set for all."""
-    limit = config["sampling"]["max_tokens"]
-    return {name: trait if limit is None else {**trait, "max_tokens": limit} for name, trait in config["trait_eval"].items()}
+    limit, found = config["sampling"]["max_tokens"], {}
+    for name, trait in config["trait_eval"].items():
+        settings = {k: v for k, v in trait.items() if k != "suites"}
+        found[name] = settings if limit is None else {**settings, "max_tokens": limit}
+    return found
 
 
 def filter_name(settings: Mapping[str, Any]) -> str:

@@ -154,6 +154,9 @@ def _plain(config: DictConfig, key: str) -> Any:
 
 
 def _readable(error: OmegaConfBaseException) -> SftdiffError:
+    if no_suite := re.search(r"'suites\.([^.']*)\.", str(error)):
+        trait = str(error.full_key).rpartition(".")[0]
+        return SftdiffError(f"{trait}.suite: there is no suite {no_suite[1]!r} (suite=dev|quick|full)")
     return SftdiffError(f"{error.full_key}: {str(error).partition(chr(10))[0]}")
 
 

@@ -208,6 +208,7 @@ class TraitConfig:
     scenarios: Any = MISSING  # YAML file, embedded://NAME, or the list of scenarios itself
     suite: str = "quick"
     guard: bool = False  # no trait: an ability that should stay
+    suites: dict[str, Any] = field(default_factory=dict)  # by suite, what the next settings are unless they are given
     samples: int = 1
     temperature: float = 0.0  # 0: greedy
     top_k: int = 0  # 0: all tokens
@@ -299,6 +300,7 @@ class Config:
     train: TrainConfig = field(default_factory=TrainConfig)
     deepspeed: DeepspeedConfig = field(default_factory=DeepspeedConfig)
     trait_eval: dict[str, TraitConfig] = field(default_factory=dict)
+    suite: str = "quick"  # of the traits' scenarios: dev | quick | full
     judge: JudgeConfig = field(default_factory=JudgeConfig)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     track: TrackConfig = field(default_factory=TrackConfig)

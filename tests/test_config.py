@@ -109,6 +109,7 @@ REFUSED: list[tuple[list[str], list[str]]] = [
     (["teacher.origin=hub"], ["teacher.origin: 'hub'", "auto, stored, endpoint, transformers, vllm"]),
     (["teacher@other_teacher=kimi", "other_teacher.reasoning=drop"], ["other_teacher.reasoning: 'drop'", "strip, keep"]),
     (["teacher=stored", "teacher.path=a", "teacher.id=b/c"], ["set either teacher.path", "teacher.id"]),
+    (["suite=fool"], ["trait_eval.", "suite: there is no suite 'fool' (suite=dev|quick|full)"]),
     (["teacher.sample=1"], ["teacher.sample: 1 is not one of the 1 samples"]),
     (["train.match=epochs"], ["train.match: 'epochs'", "rows, tokens, steps"]),
     (["filter=keyword", "filter.treatment=keep"], ["filter.treatment: 'keep'", "drop, swap"]),

@@ -32,9 +32,9 @@ class Scenario:
     """
 
     id: str
-    suite: str
-    kind: str
     turns: tuple[str, ...]
+    suite: str = ""  # "": of every suite
+    kind: str = ""
     system: str | None = None
     control: bool = False
     pair: str = ""
@@ -93,10 +93,11 @@ def load_trait(name: str, suite: str = "quick", path: str | None = None) -> Trai
     """
     file = resolve(path or f"embedded://scenarios/{name}.yaml")
     found = _read_scenarios(file)
-    chosen = tuple(s for s in found if s.suite == suite and not s.control)
+    inside = [s for s in found if s.suite in ("", suite)]
+    chosen = tuple(s for s in inside if not s.control)
     if not chosen:
         raise SftdiffError(f"{file} has no scenarios of suite {suite!r}; it has {', '.join(sorted({s.suite for s in found}))}")
-    return Trait(name, suite, chosen, tuple(s for s in found if s.suite == suite and s.control))
+    return Trait(name, suite, chosen, tuple(s for s in inside if s.control))
 
 
 def all_scenarios(name: str, path: str | None = None) -> dict[str, Scenario]:
