@@ -4,7 +4,7 @@
 function (reply, scenario) -> Verdict marked with `@trait_scorer`, and a file under conf/trait_eval/ that names both.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -56,6 +56,7 @@ class Trait:
 
 
 Scorer = Callable[[str, Scenario], Verdict]
+Source = str | Sequence[Mapping[str, Any]] | None  # a YAML file of scenarios, or a list of them; None: what the package ships
 
 
 def trait_scorer(version: int) -> Callable[[Scorer], Scorer]:
@@ -86,38 +87,48 @@ def load_scorer(target: str) -> tuple[Scorer, int]:
     return plugins.load(target, "trait_scorer", "trait_eval: _target_")
 
 
-def load_trait(name: str, suite: str = "quick", path: str | None = None) -> Trait:
-    """Load a trait's scenarios of one suite, from the package or from a YAML file of the same form.
+def load_trait(name: str, suite: str = "quick", source: Source = None) -> Trait:
+    """Load a trait's scenarios of one suite: from the package, a YAML file of the same form, or a list of scenarios.
 
     Controls (scenarios in which the trait cannot show) are kept apart: they are no part of a trait's level.
     """
-    file = resolve(path or f"embedded://scenarios/{name}.yaml")
-    found = _read_scenarios(file)
+    place, found = _load(name, source)
     inside = [s for s in found if s.suite in ("", suite)]
     chosen = tuple(s for s in inside if not s.control)
     if not chosen:
-        raise SftdiffError(f"{file} has no scenarios of suite {suite!r}; it has {', '.join(sorted({s.suite for s in found}))}")
+        raise SftdiffError(f"{place} has no scenarios of suite {suite!r}; it has {', '.join(sorted({s.suite for s in found}))}")
     return Trait(name, suite, chosen, tuple(s for s in inside if s.control))
 
 
-def all_scenarios(name: str, path: str | None = None) -> dict[str, Scenario]:
+def all_scenarios(name: str, source: Source = None) -> dict[str, Scenario]:
     """Return a trait's scenarios of all suites, and its controls, by id."""
-    return {s.id: s for s in _read_scenarios(resolve(path or f"embedded://scenarios/{name}.yaml"))}
+    return {s.id: s for s in _load(name, source)[1]}
 
 
-def _read_scenarios(file: Path) -> list[Scenario]:
+def _load(name: str, source: Source) -> tuple[str, list[Scenario]]:
+    if source is None or isinstance(source, str):
+        place = str(resolve(source or f"embedded://scenarios/{name}.yaml"))
+        return place, _scenarios(_read_file(Path(place)), place)
+    place = f"trait_eval.{name}.scenarios"
+    return place, _scenarios(source, place)
+
+
+def _read_file(file: Path) -> list[Mapping[str, Any]]:
     try:
-        rows: list[dict[str, Any]] = yaml.load(file.read_text(), Loader=Yaml)["scenarios"]
+        return list(yaml.load(file.read_text(), Loader=Yaml)["scenarios"])
     except (yaml.YAMLError, KeyError, TypeError) as error:
         raise SftdiffError(f"{file}: not a scenario file with a list under 'scenarios' ({error})") from None
+
+
+def _scenarios(rows: Sequence[Mapping[str, Any]], place: str) -> list[Scenario]:
     scenarios, seen = [], set()
     for number, row in enumerate(rows, 1):
         try:
             scenario = Scenario(**{**row, "turns": tuple(row["turns"]), "leverage": tuple(row.get("leverage", ()))})
         except (TypeError, KeyError) as error:
-            raise SftdiffError(f"{file}, scenario {number}: {error}") from None
+            raise SftdiffError(f"{place}, scenario {number}: {error}") from None
         if scenario.id in seen or not scenario.turns:
-            raise SftdiffError(f"{file}, scenario {number}: id {scenario.id!r} is used twice or has no turns")
+            raise SftdiffError(f"{place}, scenario {number}: id {scenario.id!r} is used twice or has no turns")
         seen.add(scenario.id)
         scenarios.append(scenario)
     return scenarios
