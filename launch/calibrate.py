@@ -17,7 +17,7 @@ from sftdiff.calibration import SPLITS, Values, answers_of, load_set, question_o
 from sftdiff.errors import SftdiffError
 from sftdiff.files import read_table
 from sftdiff.identity import canonical, digest
-from sftdiff.judges import Item, judge_identity, judge_items
+from sftdiff.judges import Item, asked_digest, judge_identity, judge_items
 from sftdiff.labelling import COLUMNS, draw, read_labels, score_range, write_csv
 from sftdiff.records import StepRecord, load_record, read_done, write_json
 from sftdiff.traits import Scenario, all_scenarios
@@ -67,7 +67,7 @@ def draw_sample(config: Config, dry_run: bool) -> None:
     settings, path = config["calibrate"], Path(config["calibrate"]["out"])
     rows: list[dict[str, str]] = []
     questions, steps = [], judge_steps(config)
-    for trait, own in config["trait_eval"].items():
+    for trait, own in _traits(config).items():
         values, scenarios = _values(config, trait), _scenarios(config, trait)
         strata: dict[tuple[str, str], list[dict[str, Any]]] = {}
         for row in sampled_replies(steps.get(trait, []), trait, scenarios):
@@ -135,6 +135,14 @@ def _values(config: Config, trait: str) -> Values:
     return answers_of(trait, config["trait_eval"][trait], config["judge"]["rubrics"])
 
 
+def _traits(config: Config) -> dict[str, Config]:
+    """Return the chosen traits; the answers of a guard are right or wrong, which no reader has to say."""
+    found = {trait: own for trait, own in config["trait_eval"].items() if not own["guard"]}
+    if not found:
+        raise SftdiffError("trait_eval: choose at least one trait that is no guard")
+    return found
+
+
 def _scenarios(config: Config, trait: str) -> dict[str, Scenario]:
     return all_scenarios(trait, config["trait_eval"][trait]["scenarios"])
 
@@ -155,7 +163,7 @@ def compare(config: Config, dry_run: bool) -> None:
     for trait, rows in sets.items():
         own = config["trait_eval"][trait]
         identity = judge_identity(config["judge"], trait, own)
-        report = agreement(_judged(config, trait, rows, identity), _values(config, trait))
+        report = agreement(_judged(config, trait, rows), _values(config, trait))
         reports[trait] = {"title": own["title"], "judge": identity, **report}
         print_calibration(console, trait, reports[trait], head["source"])
     known = digest(canonical([head, {trait: report["judge"] for trait, report in reports.items()}]), 8)
@@ -170,7 +178,7 @@ def _shipped(config: Config) -> tuple[dict[str, list[dict[str, Any]]], dict[str,
     """Return the rows of the shipped set of each chosen trait that has one."""
     split = config["calibrate"]["split"]
     sets, without = {}, []
-    for trait in config["trait_eval"]:
+    for trait in _traits(config):
         path = shipped(trait)
         if path is None:
             without.append(trait)
@@ -193,7 +201,7 @@ def _labelled(config: Config) -> tuple[dict[str, list[dict[str, Any]]], dict[str
     paths = sorted(given.glob("*.csv")) if given.is_dir() else [given]
     if not paths:
         raise SftdiffError(f"calibrate.labels: the folder {given} holds no .csv file")
-    traits = list(config["trait_eval"])
+    traits = list(_traits(config))
     steps = judge_steps(config)
     found = {trait: sampled_replies(steps.get(trait, []), trait, _scenarios(config, trait)) for trait in traits}
     known = {trait: {row["id"]: row for row in rows} for trait, rows in found.items()}
@@ -207,9 +215,11 @@ def _labelled(config: Config) -> tuple[dict[str, list[dict[str, Any]]], dict[str
     return sets, {"source": given.stem, "split": None, "labels": str(given), "notes": [*notes, STRATIFIED]}
 
 
-def _judged(config: Config, trait: str, rows: Sequence[Mapping[str, Any]], identity: Mapping[str, Any]) -> list[Rated]:
+def _judged(config: Config, trait: str, rows: Sequence[Mapping[str, Any]]) -> list[Rated]:
     own, scenarios = config["trait_eval"][trait], _scenarios(config, trait)
     items = [Item((row["id"],), scenarios[row["scenario"]], row["prompt"], row["reply"]) for row in rows]
-    journal = Path(config["runs"]) / "calibration" / f"judged-{digest(canonical(identity))}.jsonl"
-    verdicts = judge_items(items, config["judge"], trait, own, journal)
+    folder = Path(config["runs"]) / "judged" / (asked_digest(config["judge"], trait, own) or "rules")  # as judge steps have it
+    journal = folder / f"calibration-{trait}.jsonl"
+    others = sorted(path for path in folder.glob("*.jsonl") if path != journal)
+    verdicts = judge_items(items, config["judge"], trait, own, journal, others)
     return [rated(row, verdict.value, verdict.label) for row, verdict in zip(rows, verdicts, strict=True)]
