@@ -13,8 +13,8 @@ from launch.run import console
 from launch.sweep import load_sweep
 from launch.validate import check_cell
 from sftdiff.agreement import Rated, agreement
-from sftdiff.calibration import SPLITS, Values, answers_of, load_set, question_of, rated, shipped
-from sftdiff.errors import SftdiffError
+from sftdiff.calibration import PLAIN, SPLITS, Values, answers_of, load_set, question_of, rated, shipped
+from sftdiff.errors import SftdiffError, describe_os_error
 from sftdiff.files import read_table
 from sftdiff.identity import canonical, digest
 from sftdiff.judges import Item, asked_digest, judge_identity, judge_items
@@ -41,13 +41,13 @@ def calibrate(cells: Cells, dry_run: bool) -> None:
     for _, config in cells:
         check_cell(config)
         _check(config["calibrate"])
-    if any(config["calibrate"]["out"] for _, config in cells):
-        if len(cells) > 1:
-            raise SftdiffError("calibrate.out: a sample is drawn from one cell's settings; choose one value of each")
-        draw_sample(cells[0][1], dry_run)
-        return
+    if any(config["calibrate"]["out"] for _, config in cells) and len(cells) > 1:
+        raise SftdiffError("calibrate.out: a sample is drawn from one cell's settings; choose one value of each")
     for _, config in cells:
-        compare(config, dry_run)
+        try:
+            (draw_sample if config["calibrate"]["out"] else compare)(config, dry_run)
+        except OSError as error:
+            raise SftdiffError(describe_os_error(error)) from error
 
 
 def _check(settings: Config) -> None:
@@ -64,25 +64,17 @@ def _check(settings: Config) -> None:
 # ---- a sample to be labelled ----
 def draw_sample(config: Config, dry_run: bool) -> None:
     """Write a blind CSV of replies from the done judge steps, and the questions beside it."""
-    settings, path = config["calibrate"], Path(config["calibrate"]["out"])
+    path, steps = Path(config["calibrate"]["out"]), judge_steps(config)
     rows: list[dict[str, str]] = []
-    questions, steps = [], judge_steps(config)
+    questions = []
     for trait, own in _traits(config).items():
-        values, scenarios = _values(config, trait), _scenarios(config, trait)
-        strata: dict[tuple[str, str], list[dict[str, Any]]] = {}
-        for row in sampled_replies(steps.get(trait, []), trait, scenarios):
-            if row["value"] is not None:
-                strata.setdefault((score_range(row["value"], values), row["model"]), []).append(row)
-        drawn = draw(strata, settings["rows"], settings["seed"])
-        ranges = Counter(score_range(row["value"], values) for row in drawn)
-        shown = ", ".join(f"{count} of {name}" for name, count in sorted(ranges.items()))
-        found = sum(map(len, strata.values()))
-        console.print(escape(f"{trait}: {len(drawn)} of {found:,} different replies, by the judge's score: {shown or 'none'}"))
-        scale = "0-10" if values is None else " | ".join(name for name in values if name not in ("0", "1")) or "0 | 1"
-        rows += [_csv_row(trait, row, scale, scenarios) for row in drawn]
+        scenarios, values = _scenarios(config, trait), _values(config, trait)
+        scale = "0-10" if values is None else " | ".join(name for name in values if name not in PLAIN) or "0 | 1"
+        rows += [_csv_row(trait, row, scale, scenarios) for row in _drawn(config, trait, steps.get(trait, []), scenarios)]
         questions.append(f"{trait} ({scale})\n\n{question_of(trait, own, config['judge']['rubrics'])}\n")
     if not rows:
-        raise SftdiffError(f"there are no judged replies to draw from under {_where(config)}: evaluate a model first")
+        where = f", sweep {config['calibrate']['sweep']}" if config["calibrate"]["sweep"] else ""
+        raise SftdiffError(f"there are no judged replies to draw from under {config['runs']}{where}: evaluate a model first")
     if dry_run:
         console.print("Dry run: nothing was written.")
         return
@@ -92,6 +84,23 @@ def draw_sample(config: Config, dry_run: bool) -> None:
     beside.write_text("\n".join(questions), encoding="utf-8")
     console.print(escape(f"{path}: {len(rows)} replies. Fill the columns label and labeller; what to look for is in {beside}."))
     console.print(escape(f"Then: python -m sftdiff.evaluate calibrate calibrate.labels={path} (or a folder: a copy a labeller)"))
+
+
+def _drawn(
+    config: Config, trait: str, steps: Sequence[StepRecord], scenarios: Mapping[str, Scenario]
+) -> list[dict[str, Any]]:
+    """Draw replies evenly over score ranges and models, and say what was drawn."""
+    settings, values = config["calibrate"], _values(config, trait)
+    strata: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for row in sampled_replies(steps, trait, scenarios):
+        if row["value"] is not None:
+            strata.setdefault((score_range(row["value"], values), row["model"]), []).append(row)
+    drawn = draw(strata, settings["rows"], settings["seed"])
+    ranges = Counter(score_range(row["value"], values) for row in drawn)
+    shown = ", ".join(f"{count} of {name}" for name, count in sorted(ranges.items())) or "none"
+    found = sum(map(len, strata.values()))
+    console.print(escape(f"{trait}: {len(drawn)} of {found:,} different replies, by the judge's score: {shown}"))
+    return drawn
 
 
 def _csv_row(trait: str, row: Mapping[str, Any], scale: str, scenarios: Mapping[str, Scenario]) -> dict[str, str]:
@@ -125,10 +134,6 @@ def judge_steps(config: Config) -> dict[str, list[StepRecord]]:
             record = load_record(directory)
             found.setdefault(record.config["trait"], []).append(record)
     return found
-
-
-def _where(config: Config) -> str:
-    return f"{config['runs']}" + (f", sweep {config['calibrate']['sweep']}" if config["calibrate"]["sweep"] else "")
 
 
 def _values(config: Config, trait: str) -> Values:

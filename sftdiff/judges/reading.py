@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sftdiff.reasoning import split_reasoning
-from sftdiff.traits.rules import STRONG_FROM
+from sftdiff.traits.emotion import STRONG_FROM
 
 TOP = 10  # of the scale of a rating
 CODE_FENCE = re.compile(r"```(?:json)?\s*(.*?)\s*```", re.DOTALL)
