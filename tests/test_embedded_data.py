@@ -82,9 +82,9 @@ def scenarios(trait: str, suite: str) -> tuple[Scenario, ...]:
     return load_trait(trait, suite).scenarios
 
 
-def control_count(trait: str, suite: str) -> int:
+def scenario_count(trait: str, suite: str, control: bool = False) -> int:
     rows = yaml.safe_load((DATA / f"scenarios/{trait}.yaml").read_text())["scenarios"]
-    return sum(row["suite"] == suite and bool(row.get("control")) for row in rows)
+    return sum(row["suite"] == suite and bool(row.get("control")) == control for row in rows)
 
 
 @cache
@@ -287,11 +287,11 @@ def teacher_table() -> str:
 
 
 def scenario_table() -> str:
-    rows = []
+    suites, rows = (*SUITES, "full"), []
     for trait in TRAITS:
-        controls = sum(control_count(trait, suite) for suite in SUITES)
-        rows.append([trait, *(len(scenarios(trait, suite)) for suite in SUITES), controls])
-    return table(["trait", *SUITES, "controls"], rows)
+        controls = sum(scenario_count(trait, suite, control=True) for suite in suites)
+        rows.append([trait, *(scenario_count(trait, suite) for suite in suites), controls])
+    return table(["trait", *suites, "controls"], rows)
 
 
 def auroc_table() -> str:
