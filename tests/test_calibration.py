@@ -279,9 +279,19 @@ def test_settings_that_cannot_be_are_refused(
     assert not (judged_runs / "x.csv").exists()
 
 
-def test_a_dry_run_writes_nothing(judged_runs: Path) -> None:
-    shown = calibrate(judged_runs, "calibrate.out=dry.csv", "hydra.launcher.dry_run=true")
-    assert "Dry run: nothing was written." in shown and not (judged_runs / "dry.csv").exists()
+def test_a_draw_from_one_sweep_and_a_dry_run_that_writes_nothing(
+    judged_runs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(judged_runs)
+    (judged_runs / "runs/sweeps/mine").mkdir(parents=True)
+    step = {"kind": "judge", "inputs": {}, "resources": "judge", "runtime": {}}
+    content = {"report": "", "cells": [], "plugins": [], "track": {}, "launcher": {}}
+    steps = {"judge-date_confusion-untrained": step, "sample-date_confusion-trained": {**step, "kind": "sample"}}
+    (judged_runs / "runs/sweeps/mine/plan.json").write_text(json.dumps(content | {"steps": steps}))
+    for words, drawn in (([], "60 of 60 different replies"), (["calibrate.sweep=mine"], "30 of 30 different replies")):
+        calibrate_cells(cells("trait_eval=date_confusion", "calibrate.out=dry.csv", *words), dry_run=True)
+        shown = capsys.readouterr().out
+        assert drawn in shown and "Dry run: nothing was written." in shown and not (judged_runs / "dry.csv").exists()
 
 
 def test_the_halves_of_a_shipped_set_are_scored_apart(
