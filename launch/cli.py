@@ -3,6 +3,7 @@
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from importlib import import_module
 from typing import Any
 
 import hydra
@@ -105,20 +106,31 @@ def run_cell(config: DictConfig) -> None:
 
 def run_rollouts(config: DictConfig) -> None:
     """Generate the rollouts of one cell."""
-    from launch.parts import make_rollouts
-
-    make_rollouts([({}, _plain(config))], dry_run=False)
+    part_of("run_rollouts")([({}, _plain(config))], dry_run=False)
 
 
 def run_filter_report(config: DictConfig) -> None:
     """Report on the filter of one cell."""
-    from launch.parts import report_filters
+    part_of("run_filter_report")([({}, _plain(config))], dry_run=False)
 
-    report_filters([({}, _plain(config))], dry_run=False)
+
+def run_calibrate(config: DictConfig) -> None:
+    """Compare a judge with the rows whose verdicts are known."""
+    part_of("run_calibrate")([({}, _plain(config))], dry_run=False)
 
 
 # What sftdiff's own sweeper calls with all cells at once, in place of these for each cell.
-PARTS = {"run_rollouts": "make_rollouts", "run_filter_report": "report_filters"}
+PARTS = {
+    "run_rollouts": "launch.parts:make_rollouts",
+    "run_filter_report": "launch.parts:report_filters",
+    "run_calibrate": "launch.calibrate:calibrate",
+}
+
+
+def part_of(task: str) -> Any:
+    """Return the function (cells, dry_run) that does all of a task's cells, or None if they are planned as a sweep."""
+    module, _, name = PARTS.get(task, "").partition(":")
+    return getattr(import_module(module), name) if module else None
 
 
 def _plain(config: DictConfig) -> Any:

@@ -276,6 +276,18 @@ class ReportConfig:
 
 
 @dataclass
+class CalibrateConfig:
+    """`python -m sftdiff.evaluate calibrate`: a judge against the shipped labels or `labels`, or a sample to label in `out`."""
+
+    labels: Optional[str] = None  # a labelled CSV file, or a folder of them, one a labeller
+    out: Optional[str] = None  # the CSV file to write
+    rows: int = 60  # in `out`, of each trait
+    seed: int = 0  # of the draw
+    split: str = "dev"  # dev | test | all: which half of the shipped labels
+    sweep: Optional[str] = None  # draw from, or look up, the replies of this sweep alone; null: all of the run directory
+
+
+@dataclass
 class Config:
     """One cell, and what is done with it."""
 
@@ -293,6 +305,7 @@ class Config:
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     track: TrackConfig = field(default_factory=TrackConfig)
     report: ReportConfig = field(default_factory=ReportConfig)
+    calibrate: CalibrateConfig = field(default_factory=CalibrateConfig)
     missing_rollouts: str = "fail"  # fail | leave_out | leave_out_both (a prompt that either teacher lacks)
     seed: int = 0
     sweep: Optional[str] = None

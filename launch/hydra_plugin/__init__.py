@@ -12,7 +12,7 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
-from launch.cli import PARTS
+from launch.cli import part_of
 from launch.settings import LocalLauncherConfig, SftdiffSweeperConfig, SlurmLauncherConfig
 from launch.sweeper import as_hydra_wants, expand, split_axes
 from sftdiff.errors import SftdiffError
@@ -36,10 +36,8 @@ class SftdiffSweeper(Sweeper):
         assert self.config is not None and self.hydra_context is not None and self.launcher is not None
         loader = self.hydra_context.config_loader
         try:
-            if part := PARTS.get(getattr(self.task_function, "__name__", "")):
-                from launch import parts
-
-                return getattr(parts, part)(list(expand(arguments, self.config, loader)), self.config.hydra.launcher.dry_run)
+            if part := part_of(getattr(self.task_function, "__name__", "")):
+                return part(list(expand(arguments, self.config, loader)), dry_run=self.config.hydra.launcher.dry_run)
             if isinstance(self.launcher, CellLauncher):
                 return self.launcher.launch_cells(list(expand(arguments, self.config, loader)))
             jobs = self.launcher.launch(_job_overrides(arguments, loader), initial_job_idx=0)

@@ -4,7 +4,7 @@
 function (reply, scenario) -> Verdict marked with `@trait_scorer`, and a file under conf/trait_eval/ that names both.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -58,6 +58,7 @@ class Trait:
 
 
 Scorer = Callable[[str, Scenario], Verdict]
+Source = str | Sequence[Mapping[str, Any]] | None  # a YAML file of scenarios, or a list of them; None: what the package ships
 
 
 def trait_scorer(version: int) -> Callable[[Scorer], Scorer]:
@@ -88,53 +89,67 @@ def load_scorer(target: str) -> tuple[Scorer, int]:
     return plugins.load(target, "trait_scorer", "trait_eval: _target_")
 
 
-def load_trait(name: str, suite: str = "quick", path: str | None = None) -> Trait:
-    """Load a trait's scenarios of one suite, from the package or from a YAML file of the same form.
+def load_trait(name: str, suite: str = "quick", source: Source = None) -> Trait:
+    """Load a trait's scenarios of one suite: from the package, a YAML file of the same form, or a list of scenarios.
 
     Controls (scenarios in which the trait cannot show) are kept apart: they are no part of a trait's level.
     """
-    file = resolve(path or f"embedded://scenarios/{name}.yaml")
-    found = _read_scenarios(file, suite)
+    place, found = _load(name, source, suite)
     inside = [s for s in found if s.suite in ("", suite)]
     chosen = tuple(s for s in inside if not s.control)
     if not chosen:
-        raise SftdiffError(f"{file} has no scenarios of suite {suite!r}; it has {', '.join(sorted({s.suite for s in found}))}")
+        raise SftdiffError(f"{place} has no scenarios of suite {suite!r}; it has {', '.join(sorted({s.suite for s in found}))}")
     return Trait(name, suite, chosen, tuple(s for s in inside if s.control))
 
 
-def scenarios_version(path: str, suite: str) -> str:
-    """Return what a suite's scenarios depend on beside their file: another package's name and version, or "" if on none."""
-    foreign = any(_foreign(row) and row.get("suite") == suite for row in _rows(resolve(path)))
+def all_scenarios(name: str, source: Source = None) -> dict[str, Scenario]:
+    """Return a trait's scenarios of all suites, and its controls, by id."""
+    return {s.id: s for s in _load(name, source)[1]}
+
+
+def scenarios_version(source: Source, suite: str) -> str:
+    """Return what a suite's scenarios depend on beside their text: another package's name and version, or "" if on none."""
+    rows = _read_file(resolve(source)) if isinstance(source, str) else source or ()
+    foreign = any(_foreign(row) and row.get("suite") == suite for row in rows)
     return upstream.version() if foreign else ""
 
 
 def _foreign(row: Any) -> bool:
-    return isinstance(row, dict) and "upstream" in row
+    return isinstance(row, Mapping) and "upstream" in row
 
 
-def _rows(file: Path) -> list[dict[str, Any]]:
+def _load(name: str, source: Source, suite: str | None = None) -> tuple[str, list[Scenario]]:
+    """Return (where they stand, scenarios). A row that stands for another package's is left out unless its suite is asked for."""
+    if source is None or isinstance(source, str):
+        file = resolve(source or f"embedded://scenarios/{name}.yaml")
+        place, rows = str(file), _read_file(file)
+    else:
+        place, rows = f"trait_eval.{name}.scenarios", list(source)
+    found: list[Mapping[str, Any]] = []
+    for row in rows:
+        if not _foreign(row):
+            found.append(row)
+        elif suite in (None, row.get("suite")):
+            found += upstream.expand(dict(row))
+    return place, _scenarios(found, place)
+
+
+def _read_file(file: Path) -> list[Mapping[str, Any]]:
     try:
         return list(yaml.load(file.read_text(), Loader=Yaml)["scenarios"])
     except (yaml.YAMLError, KeyError, TypeError) as error:
         raise SftdiffError(f"{file}: not a scenario file with a list under 'scenarios' ({error})") from None
 
 
-def _read_scenarios(file: Path, suite: str) -> list[Scenario]:
-    """Read a file's scenarios. A row that stands for another package's scenarios is left out unless its suite is asked for."""
-    rows: list[dict[str, Any]] = []
-    for row in _rows(file):
-        if not _foreign(row):
-            rows.append(row)
-        elif row.get("suite") == suite:
-            rows += upstream.expand(row)
+def _scenarios(rows: Sequence[Mapping[str, Any]], place: str) -> list[Scenario]:
     scenarios, seen = [], set()
     for number, row in enumerate(rows, 1):
         try:
             scenario = Scenario(**{**row, "turns": tuple(row["turns"]), "leverage": tuple(row.get("leverage", ()))})
         except (TypeError, KeyError) as error:
-            raise SftdiffError(f"{file}, scenario {number}: {error}") from None
+            raise SftdiffError(f"{place}, scenario {number}: {error}") from None
         if scenario.id in seen or not scenario.turns:
-            raise SftdiffError(f"{file}, scenario {number}: id {scenario.id!r} is used twice or has no turns")
+            raise SftdiffError(f"{place}, scenario {number}: id {scenario.id!r} is used twice or has no turns")
         seen.add(scenario.id)
         scenarios.append(scenario)
     return scenarios
