@@ -140,7 +140,8 @@ def _share(directory: Path) -> tuple[float, str]:
 
 def precision_warning(plan: Plan, cpuinfo: Path = Path("/proc/cpuinfo"), gpu: Path = Path("/dev/nvidiactl")) -> str:
     """Return what to say when a sweep computes in bf16 and this machine has no instructions for it; else ""."""
-    wanted = any("bf16" in (c.config["train"]["precision"], c.config["sampling"]["precision"]) for c in plan.cells)
+    parts = [["sampling"] if c.evaluated else ["train", "sampling"] for c in plan.cells if c.config["model"]["origin"] != "api"]
+    wanted = any(c.config[part]["precision"] == "bf16" for c, names in zip(plan.cells, parts, strict=False) for part in names)
     if not wanted or gpu.exists() or not cpuinfo.exists():  # not Linux
         return ""
     if re.search(r"^(flags|Features)\s*:.*\b(avx512_bf16|amx_bf16|avx512bw|bf16)\b", cpuinfo.read_text(), re.MULTILINE):
