@@ -65,15 +65,14 @@ class EvaluationPlanner(Planner):
         if model["origin"] != "path":
             student = self.student(model)
             return student, student
-        folder, base = Path(model["path"]).expanduser(), model["base"]
-        revision: str | None = None
+        folder, base, revision = Path(model["path"]).expanduser(), str(model["base"] or ""), ""
         if (folder / ADAPTER).is_file() and not base:
             base, revision = _base_of_adapter(folder)
-        student = self._base(model, base, revision) if base else None
-        tested = self.student({**model, "path": str(folder)}, student)
-        return student or tested, tested
+        trained_from = self._base(model, base, revision) if base else None
+        tested = self.student({**model, "path": str(folder)}, trained_from)
+        return trained_from or tested, tested
 
-    def _base(self, model: Mapping[str, Any], base: str, revision: str | None) -> str:
+    def _base(self, model: Mapping[str, Any], base: str, revision: str) -> str:
         own = {**model, "label": base, "name": "base"}
         if Path(base).expanduser().is_dir():
             folder_files(base, "model.base")
@@ -114,14 +113,14 @@ class EvaluationPlanner(Planner):
                 del self.steps[step.id]
 
 
-def _base_of_adapter(folder: Path) -> tuple[str, str | None]:
-    """Return (base, commit) that an adapter's own config names. Raise SftdiffError if there is no such model."""
+def _base_of_adapter(folder: Path) -> tuple[str, str]:
+    """Return (base, commit or "") that an adapter's own config names. Raise SftdiffError if there is no such model."""
     config = read_json(folder / ADAPTER)
     base, revision = str(config.get("base_model_name_or_path") or ""), config.get("revision")
     if not Path(base).expanduser().is_dir() and not _is_hub_name(base):
         raise SftdiffError(f"{folder / ADAPTER} names {base!r} as the model that the adapter belongs to, which is not there: "
                            "set model.base=FOLDER_OR_HUB_NAME")  # fmt: skip
-    return base, revision if isinstance(revision, str) else None
+    return base, str(revision or "")
 
 
 def _is_hub_name(text: str) -> bool:

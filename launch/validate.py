@@ -136,7 +136,7 @@ def _check_model(settings: Mapping[str, Any]) -> None:
         raise SftdiffError("model.id is needed: model=step model.id=train-...")
     if settings["origin"] == "api":
         if not settings["id"] or ("/" not in settings["id"] and not settings["base_url"]):
-            raise SftdiffError("model.id is needed as provider/name: model=api model.id=openai/... (with model.base_url its name)")
+            raise SftdiffError("model.id is needed as provider/name: model=api model.id=openai/... (a name with model.base_url)")
         if settings["base_url"] and not settings["base_url"].startswith(("http://", "https://")):
             raise SftdiffError(f"model.base_url: {settings['base_url']!r} is no URL: it must begin with http:// or https://")
     elif settings["base_url"] or settings["api_key_env"]:

@@ -41,7 +41,7 @@ def run_judge(step: Step) -> dict[str, Any]:
     if len(logs) != 1:
         raise SftdiffError(f"{sampled}/inspect should hold one Inspect log, and holds {len(logs)}")
     with quiet_inspect():
-        rules = trait_rules({s.id: s for s in trait.scenarios}, scorer)
+        rules = trait_rules({s.id: s for s in (*trait.scenarios, *trait.controls)}, scorer)
         log = inspect_score(read_eval_log(str(logs[0])), rules, action="overwrite", display="none")
         (step.directory / "inspect").mkdir(exist_ok=True)
         write_eval_log(log, str(step.directory / "inspect" / logs[0].name))
