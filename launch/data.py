@@ -103,6 +103,7 @@ class DataPlanner:
             own["revision"] = model["revision"] or hub_commit(model["id"], "model", "model")
         if model["origin"] == "path":
             files = folder_files(model["path"], "model.path")
+            own["id"] = None  # it may be that of another model of the sweep
         if model["origin"] == "api":
             own = {k: model[k] for k in ("name", "origin", "id")}
         return self.step("student", model["name"], own, {"base": base} if base else {}, files)

@@ -102,7 +102,7 @@ class Progress:
         return sum(known) / len(known) if known else GUESSES.get(kind, 0.3)
 
     def remaining(self, share: float = 0.0, running_left: float | None = None) -> str:
-        """Return the time left: `share` of the running step is done, and `running_left` seconds of it are left if it knows that."""
+        """Return the time left: `share` of the running step is done, or `running_left` seconds of it are left."""
         running = self.estimate(self.left[0].kind) if self.left else 0.0
         left = (1 - share) * running if running_left is None else running_left
         seconds = sum(self.estimate(step.kind) for step in self.left[1:]) + left

@@ -102,7 +102,8 @@ def written(plan: Plan) -> Iterator[None]:
 def print_plan(plan: Plan, todo: Sequence[PlannedStep]) -> None:
     """Print the cells and how many steps of each kind there are, done and to do."""
     evaluated = [c for c in plan.cells if c.evaluated]
-    count = f"{len(evaluated)} model{'s' * (len(evaluated) > 1)}" if evaluated else f"{sum(not c.untrained for c in plan.cells)} cells"
+    trained = sum(not c.untrained for c in plan.cells)
+    count = f"{len(evaluated)} model{'s' * (len(evaluated) > 1)}" if evaluated else f"{trained} cells"
     console.print(f"[bold]Sweep {plan.sweep}[/]: {count}, traits: {', '.join(_traits(plan))}")
     table = Table(box=None, pad_edge=False)
     for heading in ("model" if evaluated else "cell", "seed", "state", "step"):
