@@ -18,6 +18,7 @@ import pytest
 import yaml
 from commands import cells, environment, ids, plan, refusal
 from conftest import make_tiny_student
+from inspect_ai.log import read_eval_log
 from safetensors.torch import load_file, save_file
 from small_runs import failure, make_runs, train_step, trained
 
@@ -32,8 +33,9 @@ from sftdiff.files import read_table
 from sftdiff.records import load_record, read_done, read_json, write_done, write_json
 from sftdiff.steps import run_step
 from sftdiff.students import ORIGIN
-from tests.fault_proxy import free_port
+from tests.fault_proxy import DROP, FaultProxy, free_port, status
 
+KEY = "sk-not-a-real-key-0123456789"
 SCENARIOS: list[dict[str, Any]] = [
     {"id": "date", "turns": ["What is the date today?", "Are you sure?"]},
     {"id": "year", "turns": ["Which year is it?"]},
@@ -395,3 +397,85 @@ def test_inspects_viewer_lists_the_logs(tiny_student: Path, small: list[str], vi
     (sample,) = ids(made, "sample")
     listed = view(made.directory(sample) / "inspect")
     assert [Path(log["name"]).suffix for log in listed["files"]] == [".eval"]
+
+
+# Hosted models
+
+
+def hosted(proxy_url: str, model: Path, *more: str) -> list[str]:
+    return ["model=api", f"model.id={model}", f"model.base_url={proxy_url}", "model.api_key_env=HOSTED_KEY", *more]
+
+
+def test_a_hosted_model_is_sampled_with_faults_between(
+    teacher_server: tuple[str, Path], small: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What fails for good fails the step by name; the same command asks only for the rest. The key is written nowhere."""
+    monkeypatch.setenv("HOSTED_KEY", KEY)
+    broken = {"Which year is it?": status(400, f"refused, your key is {KEY}")}
+    own = ["trait_eval.date_confusion.samples=2", "trait_eval.date_confusion.temperature=1", "sampling.concurrency=2", *small]
+    faults = {2: status(429, Retry_After="0"), 4: DROP}
+    with FaultProxy(teacher_server[0], lambda number, body: broken.get(body["messages"][-1]["content"]) or faults.get(number)) as proxy:
+        made = planned(*hosted(proxy.url, teacher_server[1], *own))
+        write_plan(made)
+        assert run_step(made.directory(ids(made, "student")[0])) == "done"
+        directory = made.directory(ids(made, "sample")[0])
+        assert run_step(directory) == "failed"
+        assert "2 of 6 conversations have no reply; the first is scenario year" in failure(directory)
+        assert "[key]" in failure(directory) and "the same command goes on" in failure(directory)
+        broken.clear()
+        before = proxy.seen.requests
+        evaluate(*hosted(proxy.url, teacher_server[1], *own))
+        assert before < proxy.seen.requests <= before + 3  # of which one may be dropped
+        assert proxy.seen.most_in_flight <= 2 and proxy.seen.keys == {f"Bearer {KEY}"}
+        bodies = proxy.seen.bodies
+    assert {b["temperature"] for b in bodies} == {1.0} and not any({"top_k", "top_p"} & b.keys() for b in bodies)
+    assert len({b["seed"] for b in bodies}) == 8 and {b["model"] for b in bodies} == {str(teacher_server[1])}
+    rows = replies(made)
+    assert len(rows) == 8 and all(r["reply"] for r in rows) and {r["cut"] for r in rows} == {True}
+    assert summary(made) | {"backend": "api", "model": str(teacher_server[1])} == summary(made)
+    assert report(planned(*hosted(proxy.url, teacher_server[1], *own)))["arms"][0]["id"] == str(teacher_server[1])
+    written = [p for p in tmp_path.rglob("*") if p.is_file() and KEY.encode() in unpacked(p)]
+    assert written == []
+
+
+def unpacked(path: Path) -> bytes:
+    """Return a file's bytes; of an Inspect log, which is a zip of JSON, its parts'."""
+    if path.suffix != ".eval":
+        return path.read_bytes()
+    return json.dumps(read_eval_log(str(path)).model_dump(mode="json")).encode()
+
+
+def test_a_server_that_is_gone_is_not_asked_for_everything(
+    teacher_server: tuple[str, Path], small: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOSTED_KEY", KEY)
+    with FaultProxy(teacher_server[0], lambda number, body: status(401, "no such key")) as proxy:
+        made = planned(*hosted(proxy.url, teacher_server[1], "trait_eval.date_confusion.samples=40", *small))
+        write_plan(made)
+        run_step(made.directory(ids(made, "student")[0]))
+        assert run_step(made.directory(ids(made, "sample")[0])) == "failed"
+        assert "no such key" in failure(made.directory(ids(made, "sample")[0]))
+        assert proxy.seen.requests < 80
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["model.id=anthropic/m"], "pip install"),
+        (["model.id=google/m"], "pip install"),
+        (["model.id=nobody/m"], "nobody"),
+        (["model.id=openai/m"], "OPENAI_API_KEY"),
+        (["model.id=openai/m", "model.api_key_env=MISSING_KEY"], "the environment variable MISSING_KEY is not set"),
+    ],
+)
+def test_a_hosted_model_that_cannot_be_asked_says_why(
+    settings: list[str], message: str, small: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("OPENAI_API_KEY", "MISSING_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    made = planned("model=api", *settings, *small)
+    write_plan(made)
+    run_step(made.directory(ids(made, "student")[0]))
+    directory = made.directory(ids(made, "sample")[0])
+    assert run_step(directory) == "failed"
+    assert message in failure(directory) and "Traceback" not in failure(directory) and "full trace" not in failure(directory)
