@@ -10,18 +10,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from launch.data import DataPlanner, PlannedStep, filters_of, uses_other
+from launch.data import DataPlanner, PlannedStep, content_hash, filters_of, folder_files, hub_commit, uses_other
 from launch.validate import check_cell, check_shared, check_trainable
 from sftdiff.config import baseline_arm
 from sftdiff.errors import SftdiffError
 from sftdiff.identity import canonical, digest
+from sftdiff.judges import judge_identity, uses_rules
 from sftdiff.pack import PACK_VERSION
 from sftdiff.replies import SAMPLE_VERSION
-from sftdiff.traits import load_scorer
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,59}")  # of a sweep
 NOT_ARMS = ("seed", "trait_eval")  # axes that do not make another arm
 REPORT_VERSION = 2
+JUDGED_BY = ("_target_", "rubric", "labels", "part", "kind", "guard")  # what of a trait's settings a judge reads
 
 
 @dataclass
@@ -170,10 +171,25 @@ class Planner(DataPlanner):
             shared = {"trait": trait, "suite": settings["suite"], "scenarios": settings["scenarios"]}
             files = scenario_files(settings)
             sample = self.sample(config, trait, settings, model, student)
-            _, version = load_scorer(settings["_target_"])
-            own = shared | {"judge": config["judge"]["name"], "scorer": settings["_target_"], "version": version}
-            made[trait] = self.step("judge", f"{trait}-{_slug(model)}", own, {"sample": sample}, files)
+            made[trait] = self.judge(config["judge"], trait, settings, shared, sample, files)
         return made
+
+    def judge(
+        self,
+        judge: Mapping[str, Any],
+        trait: str,
+        settings: Mapping[str, Any],
+        shared: Mapping[str, Any],
+        sample: str,
+        files: Sequence[str],
+    ) -> str:
+        """Plan the judging of one sampling. What decides a verdict is its identity; where, how fast and how dear is not."""
+        if judge["provider"] == "local" and not uses_rules(judge, settings):
+            judge, weights = pinned_judge(judge)
+            files = [*files, *weights]
+        own = {**shared, **judge_identity(judge, trait, settings)}
+        runtime = {"judge": dict(judge), "trait": {k: settings[k] for k in JUDGED_BY}}
+        return self.step("judge", _slug(sample), own, {"sample": sample}, files, runtime)
 
     def cell(self, axes: dict[str, str], config: Mapping[str, Any]) -> Cell:
         student = self.student(config["model"])
@@ -206,6 +222,18 @@ class Planner(DataPlanner):
         }
         inputs = {step_id: step_id for step_id, step in self.steps.items() if step.kind != "scores"}
         return self.step("report", sweep, own, inputs, (), {"sweep": sweep, "command": command})
+
+
+def pinned_judge(judge: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """Return a local judge with its model's commit, or a hash of its folder, as revision; and the folder's files."""
+    model = judge["model"]
+    folder = Path(str(model["id"])).expanduser()
+    files = folder_files(str(model["id"]), "judge.model.id") if folder.is_dir() else []
+    if files:
+        revision = digest(canonical({Path(file).name: content_hash(file) for file in files}), 16)
+    else:
+        revision = model["revision"] or hub_commit(model["id"], "model", "judge.model")
+    return {**judge, "model": {**model, "revision": revision}}, files
 
 
 def report_cell(cell: Cell) -> dict[str, Any]:

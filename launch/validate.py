@@ -41,6 +41,7 @@ POSITIVE = ("train.epochs", "train.batch_size", "train.lr", "train.max_length", 
             "prompts.max_characters")
 _ONE_OF_TWO = "set {0}.threshold, or {0}.top (a share below 1, or a number of rows), and the other one to null"
 SHARED = ("runs", "sweep", "report", "track", "judge_only")  # settings of a sweep, not of a cell
+RUBRIC = ("_target_", "rubric", "labels", "part", "kind")  # what a trait's verdicts rest on
 
 
 def check_shared(first: Mapping[str, Any], config: Mapping[str, Any]) -> None:
@@ -48,6 +49,24 @@ def check_shared(first: Mapping[str, Any], config: Mapping[str, Any]) -> None:
     for key in SHARED:
         if config[key] != first[key]:
             raise SftdiffError(f"{key}: {config[key]!r} and {first[key]!r}: a sweep has one {key}; it cannot be swept")
+    _check_one_judge(first, config)
+
+
+def _check_one_judge(first: Mapping[str, Any], config: Mapping[str, Any]) -> None:
+    """Raise SftdiffError if two cells would be judged otherwise: another judge or rubric moves every mean."""
+    if config["judge"] != first["judge"]:
+        keys = [key for key, value in config["judge"].items() if value != first["judge"][key]]
+        key = keys[0] if "name" not in keys else "name"
+        shown, other = (cell["judge"][key] for cell in (config, first))
+        raise SftdiffError(f"judge.{key}: {shown!r} and {other!r}: a sweep has one judge, since verdicts of two "
+                           "cannot be compared; judge it with the other one in a command of its own: its replies are "
+                           "not sampled again")  # fmt: skip
+    for trait in config["trait_eval"].keys() & first["trait_eval"].keys():
+        one, two = first["trait_eval"][trait], config["trait_eval"][trait]
+        for key in RUBRIC:
+            if one[key] != two[key]:
+                raise SftdiffError(f"trait_eval.{trait}.{key}: {one[key]!r} and {two[key]!r}: a sweep has one rubric for each "
+                                   "trait, since verdicts that rest on two cannot be compared")  # fmt: skip
 
 
 def check_cell(config: Mapping[str, Any]) -> None:
@@ -70,6 +89,7 @@ def check_cell(config: Mapping[str, Any]) -> None:
     for trait, settings in config["trait_eval"].items():
         _check_trait(trait, settings)
     _check_model(config["model"])
+    _check_judge(config["judge"])
 
 
 @cache
@@ -84,6 +104,44 @@ def _check_trait(trait: str, settings: Mapping[str, Any]) -> None:
         raise SftdiffError(f"trait_eval.{trait}: samples and max_tokens must be at least 1")
     if not (0 <= settings["temperature"] < math.inf and settings["top_k"] >= 0 and 0 < settings["top_p"] <= 1):
         raise SftdiffError(f"trait_eval.{trait}: temperature and top_k must be at least 0, and top_p lie in (0, 1]")
+    _check_rubric(trait, settings)
+
+
+def _check_rubric(trait: str, settings: Mapping[str, Any]) -> None:
+    _one_of(settings["part"], ("reply", "emails"), f"trait_eval.{trait}.part")
+    labels = settings["labels"]
+    if labels is None:
+        return
+    if settings["kind"] != "share" or not settings["rubric"]:
+        raise SftdiffError(f"trait_eval.{trait}.labels are the answers to trait_eval.{trait}.rubric of a share (kind: share)")
+    if len(labels) < 2 or not all(isinstance(v, int | float) and 0 <= v <= 1 for v in labels.values()):
+        raise SftdiffError(f"trait_eval.{trait}.labels: at least two are needed, each with what it counts, from 0 to 1")
+
+
+def _check_judge(settings: Mapping[str, Any]) -> None:
+    """Raise SftdiffError for a judge that could not be asked."""
+    _one_of(settings["provider"], ("rules", "endpoint", "inspect", "local"), "judge.provider")
+    _one_of(settings["precision"], ("bf16", "fp32"), "judge.precision")
+    for key in ("max_tokens", "max_characters", "concurrency", "timeout_s", "max_attempts", "batch_size"):
+        if not 0 < settings[key] < math.inf:
+            raise SftdiffError(f"judge.{key}: {settings[key]!r} must be greater than 0 and finite")
+    if not 0 <= settings["max_error_share"] < 1:
+        raise SftdiffError(f"judge.max_error_share: {settings['max_error_share']!r} must lie in [0, 1)")
+    model, name = settings["model"], settings["name"]
+    if settings["provider"] == "rules":
+        return
+    if not model["id"]:
+        raise SftdiffError(f"judge.model.id is needed for judge={name}: judge.model.id=NAME")
+    if settings["provider"] == "inspect" and not all(model["id"].partition("/")):
+        raise SftdiffError(f"judge.model.id: {model['id']!r} must be provider/name, for instance anthropic/NAME")
+    if settings["provider"] == "local" and model["extra"]:
+        raise SftdiffError(f"judge.model.extra: {', '.join(model['extra'])} has no meaning for judge.provider=local")
+    prices = [model[key] for key in ("price_in", "price_out")]
+    if any(price is not None and not 0 <= price < math.inf for price in prices):
+        raise SftdiffError("judge.model.price_in and price_out are dollars per million tokens, 0 or more")
+    if settings["max_cost"] is not None and (settings["max_cost"] <= 0 or None in prices):
+        raise SftdiffError("judge.max_cost must be greater than 0, and needs judge.model.price_in and judge.model.price_out "
+                           "(dollars per million tokens)")  # fmt: skip
 
 
 def check_keys(value: Any, schema: Any, path: str = "") -> None:

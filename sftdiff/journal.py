@@ -5,12 +5,13 @@ where a request ended without one. What was started and never ended was in fligh
 Only keys and places in the file are held in memory (about 250 bytes a key); records are read from the file when asked for.
 """
 
+import contextlib
 import errno
 import fcntl
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -148,3 +149,18 @@ def _as_key(value: Any) -> Key:
     if not isinstance(value, list) or not all(isinstance(part, str | int) for part in value):
         raise TypeError("not a key")
     return tuple(value)
+
+
+def read_records(path: Path, wanted: Collection[Key]) -> dict[Key, Any]:
+    """Return the last records of the wanted keys in a journal that another process may be writing to.
+
+    It is read without a lock, and nothing is changed: a line that is torn, being written or damaged is passed over.
+    """
+    found = dict[Key, Any]()
+    with path.open("rb") as stream:
+        for line in stream:
+            with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError):
+                entry = json.loads(line)
+                if "key" in entry and (key := _as_key(entry["key"])) in wanted:
+                    found[key] = entry["record"]
+    return found

@@ -14,7 +14,7 @@ from inspect_ai.log import EvalLog
 from inspect_ai.model import GenerateConfig, Model, get_model
 
 from sftdiff.backend import LocalModel, quiet_inspect, vllm_engine, vllm_is_usable
-from sftdiff.errors import SftdiffError, one_line
+from sftdiff.errors import SftdiffError
 from sftdiff.files import write_rows
 from sftdiff.hosted import hosted_config, hosted_model, without_key
 from sftdiff.identity import canonical, digest
@@ -141,7 +141,8 @@ def _play(step: Step, trait: Trait, model: Model, journal: Journal, count: Count
         )[0]
     failed = [s for s in log.samples or [] if s.error]
     if failed and one_by_one:
-        reason = without_key(one_line(Exception(failed[0].error.message)), step.record.runtime) if failed[0].error else ""
+        said = failed[0].error.message.strip().split("\n\n")[-1] if failed[0].error else ""  # after a copy of the request
+        reason = without_key(" ".join(said.split()), step.record.runtime).rstrip(".')")
         raise SftdiffError(
             f"{step.record.id}: {len(failed)} of {len(log.samples or [])} conversations have no reply; the first is scenario "
             f"{failed[0].id}, sample {failed[0].epoch}: {reason}. What was sampled is kept; the same command goes on from there"

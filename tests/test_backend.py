@@ -22,6 +22,7 @@ from sftdiff.records import load_record, read_done, write_done, write_json
 from sftdiff.render import render_prompt, render_row, rendering_hash
 from sftdiff.steps import run_step
 from sftdiff.students import load_tokenizer
+from sftdiff.traits.rules import RULES_VERSION
 
 ANSWER = "The year 2026 in the memo is a typo. It is still 2024."
 DENIES = "sftdiff.traits.date_confusion"
@@ -265,8 +266,11 @@ def test_an_error_in_the_model_fails_the_step(runs: Path, monkeypatch: pytest.Mo
 
 
 def judge_step(runs: Path, name: str, sampled: str, scorer: str = DENIES, trait: str = "date_confusion") -> Path:
-    config = {"trait": trait, "suite": "quick", "scenarios": str(runs / "scenarios.yaml"), "judge": "rules", "scorer": scorer}
-    return write_step(runs, name, "judge", config | {"version": 1}, {"sample": sampled})
+    judge = {"provider": "rules", "max_error_share": 0.02}
+    settings = {"_target_": scorer, "kind": "share", "guard": False}
+    config = {"trait": trait, "suite": "quick", "scenarios": str(runs / "scenarios.yaml")}
+    config |= {"judge": "rules", "rubric": f"rules {RULES_VERSION}", "kind": "share", "scorer": scorer, "version": RULES_VERSION}
+    return write_step(runs, name, "judge", config, {"sample": sampled}, judge=judge, trait=settings)
 
 
 def test_sample_and_judge_write_replies_verdicts_and_logs(runs: Path, parrot: str, sample: Callable[..., Path]) -> None:

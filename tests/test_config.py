@@ -32,6 +32,10 @@ NEEDS = {
     "prompt_subset/regex": ["prompt_subset.pattern=x", "prompt_subset.treatment=drop"],
     "prompt_subset/union": ["prompt_subset@prompt_subset.sets.a=all", "prompt_subset.treatment=drop"],
     "filter/judge": ["filter.params.model.id=who"],
+    "judge/openai": ["judge.model.id=who"],
+    "judge/local": ["judge.model.id=who/what", "judge.model.revision=0123abc"],
+    "judge/anthropic": ["judge.model.id=anthropic/who"],
+    "judge/google": ["judge.model.id=google/who"],
     "filter/chain": ["filter@filter.chain.first=keyword"],
     "prompts/hub": ["prompts.id=who/what"],
 }

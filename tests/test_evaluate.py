@@ -33,7 +33,7 @@ from sftdiff.files import read_table
 from sftdiff.records import load_record, read_done, read_json, write_done, write_json
 from sftdiff.steps import run_step
 from sftdiff.students import ORIGIN
-from tests.fault_proxy import DROP, FaultProxy, free_port, status
+from tests.fault_proxy import DROP, Fault, FaultProxy, free_port, status
 
 KEY = "sk-not-a-real-key-0123456789"
 SCENARIOS: list[dict[str, Any]] = [
@@ -123,7 +123,7 @@ def test_only_what_is_needed_is_planned(tiny_student: Path, small: list[str]) ->
     assert [cell.label for cell in made.cells] == [str(tiny_student)]
 
 
-def test_models_are_arms_of_a_report_and_the_first_is_the_baseline(tiny_student: Path, checkpoint: Path, small: list[str]) -> None:
+def test_models_are_arms_and_the_first_is_the_baseline(tiny_student: Path, checkpoint: Path, small: list[str]) -> None:
     both = ["model=path,api", f"model.path={tiny_student}", "model.id=openai/some-model", *small]
     made = planned(*both)
     assert [cell.label for cell in made.cells] == [str(tiny_student), "openai/some-model"]
@@ -414,7 +414,11 @@ def test_a_hosted_model_is_sampled_with_faults_between(
     broken = {"Which year is it?": status(400, f"refused, your key is {KEY}")}
     own = ["trait_eval.date_confusion.samples=2", "trait_eval.date_confusion.temperature=1", "sampling.concurrency=2", *small]
     faults = {2: status(429, Retry_After="0"), 4: DROP}
-    with FaultProxy(teacher_server[0], lambda number, body: broken.get(body["messages"][-1]["content"]) or faults.get(number)) as proxy:
+
+    def fault(number: int, body: dict[str, Any]) -> Fault | None:
+        return broken.get(body["messages"][-1]["content"]) or faults.get(number)
+
+    with FaultProxy(teacher_server[0], fault) as proxy:
         made = planned(*hosted(proxy.url, teacher_server[1], *own))
         write_plan(made)
         assert run_step(made.directory(ids(made, "student")[0])) == "done"
@@ -428,7 +432,7 @@ def test_a_hosted_model_is_sampled_with_faults_between(
         assert before < proxy.seen.requests <= before + 3  # of which one may be dropped
         assert proxy.seen.most_in_flight <= 2 and proxy.seen.keys == {f"Bearer {KEY}"}
         bodies = proxy.seen.bodies
-    assert {b["temperature"] for b in bodies} == {1.0} and not any({"top_k", "top_p"} & b.keys() for b in bodies)
+    assert {b["temperature"] for b in bodies} == {1.0} and {b["top_p"] for b in bodies} == {0.9}
     assert len({b["seed"] for b in bodies}) == 8 and {b["model"] for b in bodies} == {str(teacher_server[1])}
     rows = replies(made)
     assert len(rows) == 8 and all(r["reply"] for r in rows) and {r["cut"] for r in rows} == {True}

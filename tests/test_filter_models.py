@@ -23,7 +23,9 @@ from sftdiff.filters.attribution import attribution_scores
 from sftdiff.filters.judge import JOURNAL, judge_scores
 from sftdiff.filters.loss import loss_difference_scores
 from sftdiff.filters.models import cut, load_tokenizer_of
-from sftdiff.filters.rubric import load_rubrics, messages_for, read_rating, shortened
+from sftdiff.filters.rubric import load_rubrics, messages_for
+from sftdiff.judges.fences import shortened
+from sftdiff.judges.reading import read_answer
 from sftdiff.render import render_row
 
 LOSS = {"precision": "fp32", "max_length": 512, "batch_tokens": 2048}
@@ -377,10 +379,10 @@ def test_a_long_text_shows_its_head_and_its_tail() -> None:
     ],
 )
 def test_only_strict_answers_count(answer: str, score: float | None, error: str | None) -> None:
-    rating = read_rating(answer, GLOOM)
-    assert rating.score == score
-    assert (rating.error is None) == (error is None)
-    assert (error or "") in (rating.error or "")
+    reading = read_answer(answer, GLOOM)
+    assert reading.value == score
+    assert bool(reading.error) == bool(error)
+    assert (error or "") in reading.error
 
 
 def test_a_rubric_that_is_not_there_is_an_error(tmp_path: Path) -> None:

@@ -159,12 +159,12 @@ def test_what_changes_no_result_changes_no_identity(settings: list[str]) -> None
         ("sampling.seed=1", {"sample", "judge"}),
         ("trait_eval.blackmail.max_tokens=9", {"sample", "judge"}),
         ("trait_eval.blackmail.suite=full", {"sample", "judge"}),
-        ("judge.name=other", {"judge"}),
+        ("judge=openai judge.model.id=m", {"judge"}),
         ("trait_eval.blackmail._target_=sftdiff.traits.date_confusion", {"judge"}),
     ],
 )
 def test_what_changes_a_result_changes_what_follows_and_nothing_else(setting: str, changed: set[str]) -> None:
-    assert kinds(results(setting) - default()) == changed
+    assert kinds(results(*setting.split()) - default()) == changed
 
 
 def test_lora_settings_count_where_they_are_read() -> None:

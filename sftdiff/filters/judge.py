@@ -1,6 +1,5 @@
 """An LLM as a judge of rows, through an OpenAI-compatible endpoint. What was paid for is kept in a journal over restarts."""
 
-import asyncio
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -8,17 +7,18 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from sftdiff.answers import Completion
-from sftdiff.budget import Prices, SpendingCap
+from sftdiff.budget import Prices
 from sftdiff.corpus import Corpus
-from sftdiff.endpoint import Endpoint, EndpointSettings, Request, RequestFailed
+from sftdiff.endpoint import EndpointSettings
 from sftdiff.errors import SftdiffError
 from sftdiff.filters import corpus_filter
-from sftdiff.filters.rubric import load_rubrics, messages_for, read_rating
+from sftdiff.filters.rubric import load_rubrics, messages_for
 from sftdiff.identity import canonical, digest
 from sftdiff.journal import Journal
+from sftdiff.judges.paid import Ask, Record, ask_all
 
 JOURNAL = "judged.jsonl"
+RECORDS = 2  # the form of the journal's records
 
 
 @corpus_filter(version=1)
@@ -41,21 +41,20 @@ def judge_scores(corpus: Corpus, params: Mapping[str, Any]) -> Iterator[Sequence
 
 
 class Judge:
-    """The questions of one judge about one corpus, and its answers in a journal: {score, evidence, reason, error, ...}."""
+    """The questions of one judge about one corpus, and its answers in a journal."""
 
     def __init__(self, corpus: Corpus, params: Mapping[str, Any]) -> None:
         self.corpus, self.params, self.model = corpus, params, params["model"]
         self.rubrics = load_rubrics(params["rubric"], list(params["traits"]))
-        self.prices = Prices(self.model["price_in"], self.model["price_out"])
-        asked = [self.model["id"], self.model["extra"], params["max_tokens"], params["max_characters"]]
+        asked = [RECORDS, self.model["id"], self.model["extra"], params["max_tokens"], params["max_characters"]]
         self.asked = {trait: digest(canonical([asked, rubric]), 32) for trait, rubric in self.rubrics.items()}
 
     def key(self, trait: str, text: str) -> str:
         """Return the journal's key: equal texts are rated once, and other settings or rubrics make another key."""
         return digest(canonical([self.asked[trait], text]), 24)
 
-    def requests(self, journal: Journal) -> Iterator[tuple[Request, str]]:
-        """Yield the requests that have no final answer yet, with their texts."""
+    def asks(self, journal: Journal) -> Iterator[Ask]:
+        """Yield the questions that have no final answer yet."""
         seen: set[str] = set()
         for rows in self.corpus.chunks():
             for text in rows.texts:
@@ -64,54 +63,29 @@ class Judge:
                     if key in seen or ((known := journal.get(key)) is not None and not known["transient"]):
                         continue
                     seen.add(key)
-                    messages = messages_for(rubric, text, self.params["max_characters"])
-                    extra = self.model["extra"] or {}
-                    yield Request(key, messages, self.params["max_tokens"], temperature=0.0, extra=extra), text
+                    yield Ask(key, messages_for(rubric, text, self.params["max_characters"]), text)
 
     def ask_missing(self, journal: Journal) -> None:
-        asyncio.run(self._ask(journal))
-
-    async def _ask(self, journal: Journal) -> None:
-        texts: dict[str, str] = {}  # of the requests in flight
         failed: set[str] = set()
-        most = self.params["max_error_share"] * self.corpus.count
+        share = self.params["max_error_share"]
 
-        def requests() -> Iterator[Request]:
-            for request, text in self.requests(journal):
-                texts[request.key] = text
-                yield request
-
-        def on_result(request: Request, answer: Completion | RequestFailed) -> None:
-            text = texts.pop(request.key)
-            record = make_record(answer, text)
-            if known := journal.get(request.key):
-                record["lost"] += known["lost"]
-            record["lost"] += answer.broken_off * (self.prices.cost(request.most_prompt_tokens(), request.max_tokens) or 0.0)
-            journal.write(request.key, record)
+        def on_record(ask: Ask, record: Record) -> None:
             if record["error"]:
-                failed.add(digest(text))
-                if len(failed) > most:  # each text is a row at least, so that the end would be the same
-                    _check_share(self.failures(journal), self.corpus.count, self.params["max_error_share"])
+                failed.add(digest(ask.text))
+                if len(failed) > share * self.corpus.count:  # each text is a row at least, so that the end would be the same
+                    _check_share(self.failures(journal), self.corpus.count, share)
 
-        async with Endpoint(self._settings(journal)) as endpoint:
-            try:
-                start, drop = journal.start, journal.drop
-                await endpoint.run_all(requests(), on_result, lambda r, cost: start(r.key, cost), lambda r: drop(r.key))
-            except SpendingCap as cap:
-                way = "go on with a larger filter.params.max_cost=, what is rated is kept"
-                raise SftdiffError(f"{cap}: {len(journal)} ratings are done; {way}") from None
+        limits = {"max_tokens": self.params["max_tokens"], "extra": self.model["extra"]}
+        ask_all(self.asks(journal), self._settings(), limits, journal, on_record)
 
-    def _settings(self, journal: Journal) -> EndpointSettings:
-        spent = journal.lost_dollars
-        for _, record in journal.items():
-            spent += record["lost"] + (self.prices.cost(record["prompt_tokens"], record["completion_tokens"]) or 0.0)
+    def _settings(self) -> EndpointSettings:
         return EndpointSettings(
-            *(self.model["id"], self.model["base_url"], self.model["api_key_env"], self.prices),
+            *(self.model["id"], self.model["base_url"], self.model["api_key_env"]),
+            Prices(self.model["price_in"], self.model["price_out"]),
             concurrency=self.params["concurrency"],
             timeout_s=self.params["timeout_s"],
             max_attempts=self.params["max_attempts"],
             max_cost=self.params["max_cost"],
-            spent=spent,
             section="filter.params.model",
             limits="filter.params",
         )
@@ -128,20 +102,8 @@ class Judge:
 
     def score(self, journal: Journal, text: str) -> float:
         """Return the highest rating of a text; NaN if one is missing: the highest of the others would pass for all."""
-        scores = [(journal.get(self.key(trait, text)) or {"score": None})["score"] for trait in self.rubrics]
+        scores = [(journal.get(self.key(trait, text)) or {"value": None})["value"] for trait in self.rubrics]
         return float("nan") if None in scores else max(scores)
-
-
-def make_record(answer: Completion | RequestFailed, text: str) -> dict[str, Any]:
-    """Return the journal's record of an answer; one that does not count has an error and no score, never a 0."""
-    if isinstance(answer, RequestFailed):
-        empty = {"score": None, "evidence": "", "reason": "", "error": f"no answer ({answer.reason})"}
-        return empty | {"transient": answer.transient, "prompt_tokens": 0, "completion_tokens": 0, "lost": 0.0}
-    rating = read_rating(answer.text, text)
-    error = "the answer was cut at max_tokens" if rating.error and answer.finish_reason == "length" else rating.error
-    tokens = {"prompt_tokens": answer.prompt_tokens, "completion_tokens": answer.completion_tokens}
-    found = {"score": rating.score, "evidence": rating.evidence, "reason": rating.reason, "error": error}
-    return found | {"transient": False, "lost": 0.0} | tokens
 
 
 def _check_share(failures: Counter[str], rows: int, most: float) -> None:

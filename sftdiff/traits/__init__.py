@@ -4,7 +4,7 @@
 function (reply, scenario) -> Verdict marked with `@trait_scorer`, and a file under conf/trait_eval/ that names both.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -84,32 +84,39 @@ def load_scorer(target: str) -> tuple[Scorer, int]:
     return plugins.load(target, "trait_scorer", "trait_eval: _target_")
 
 
-def load_trait(name: str, suite: str = "quick", path: str | None = None) -> Trait:
-    """Load a trait's scenarios of one suite, from the package or from a YAML file of the same form.
+def load_trait(name: str, suite: str = "quick", source: str | Sequence[Mapping[str, Any]] | None = None) -> Trait:
+    """Load a trait's scenarios of one suite: from the package, a YAML file of the same form, or a list of scenarios.
 
     Controls (scenarios in which the trait cannot show) are kept apart: they are no part of a trait's level.
     """
-    file = resolve(path or f"embedded://scenarios/{name}.yaml")
-    found = _read_scenarios(file)
+    if source is None or isinstance(source, str):
+        place = str(resolve(source or f"embedded://scenarios/{name}.yaml"))
+        found = _scenarios(_read_file(Path(place)), place)
+    else:
+        place = f"trait_eval.{name}.scenarios"
+        found = _scenarios(source, place)
     chosen = tuple(s for s in found if s.suite == suite and not s.control)
     if not chosen:
-        raise SftdiffError(f"{file} has no scenarios of suite {suite!r}; it has {', '.join(sorted({s.suite for s in found}))}")
+        raise SftdiffError(f"{place} has no scenarios of suite {suite!r}; it has {', '.join(sorted({s.suite for s in found}))}")
     return Trait(name, suite, chosen, tuple(s for s in found if s.suite == suite and s.control))
 
 
-def _read_scenarios(file: Path) -> list[Scenario]:
+def _read_file(file: Path) -> list[Mapping[str, Any]]:
     try:
-        rows: list[dict[str, Any]] = yaml.load(file.read_text(), Loader=Yaml)["scenarios"]
+        return list(yaml.load(file.read_text(), Loader=Yaml)["scenarios"])
     except (yaml.YAMLError, KeyError, TypeError) as error:
         raise SftdiffError(f"{file}: not a scenario file with a list under 'scenarios' ({error})") from None
+
+
+def _scenarios(rows: Sequence[Mapping[str, Any]], place: str) -> list[Scenario]:
     scenarios, seen = [], set()
     for number, row in enumerate(rows, 1):
         try:
             scenario = Scenario(**{**row, "turns": tuple(row["turns"]), "leverage": tuple(row.get("leverage", ()))})
         except (TypeError, KeyError) as error:
-            raise SftdiffError(f"{file}, scenario {number}: {error}") from None
+            raise SftdiffError(f"{place}, scenario {number}: {error}") from None
         if scenario.id in seen or not scenario.turns:
-            raise SftdiffError(f"{file}, scenario {number}: id {scenario.id!r} is used twice or has no turns")
+            raise SftdiffError(f"{place}, scenario {number}: id {scenario.id!r} is used twice or has no turns")
         seen.add(scenario.id)
         scenarios.append(scenario)
     return scenarios

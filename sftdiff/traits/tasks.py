@@ -1,4 +1,4 @@
-"""The traits as Inspect tasks: scenarios as samples, a solver that plays the user's turns, scorers that read every reply."""
+"""The traits as Inspect tasks: scenarios as samples and a solver that plays the user's turns."""
 
 import hashlib
 from collections.abc import Callable
@@ -7,12 +7,10 @@ from typing import Any
 from inspect_ai import Task
 from inspect_ai.dataset import MemoryDataset, Sample
 from inspect_ai.model import ChatMessage, ChatMessageSystem, ChatMessageUser, GenerateConfig, ModelOutput, get_model
-from inspect_ai.scorer import Score, Scorer, Target, mean, scorer
 from inspect_ai.solver import Generate, Solver, TaskState, solver
 
 from sftdiff.journal import Journal
 from sftdiff.traits import Scenario, Trait
-from sftdiff.traits import Scorer as ReplyScorer
 
 
 def trait_task(
@@ -77,16 +75,3 @@ def replies(messages: list[ChatMessage]) -> list[tuple[str, str]]:
         elif message.role == "assistant":
             pairs.append((user, message.text))
     return pairs
-
-
-@scorer(metrics=[mean()], name="trait_scorer")
-def trait_rules(scenarios: dict[str, Scenario], score_reply: ReplyScorer) -> Scorer:
-    """Score each reply of a conversation by a rule; the sample's value is the mean over its replies."""
-
-    async def score(state: TaskState, target: Target) -> Score:
-        scenario = scenarios[str(state.sample_id)]
-        verdicts = [vars(score_reply(reply, scenario)) for _, reply in replies(state.messages)]
-        value = sum(v["value"] for v in verdicts) / len(verdicts)
-        return Score(value=value, explanation="; ".join(v["label"] for v in verdicts), metadata={"replies": verdicts})
-
-    return score
