@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 import yaml
+from cluster import needs_slurm, private_cluster, wait_for_end
 from commands import cells, environment, ids, plan, refusal
 from conftest import make_tiny_student
 from inspect_ai.log import read_eval_log
@@ -35,6 +36,7 @@ from sftdiff.steps import run_step
 from sftdiff.students import ORIGIN
 from tests.fault_proxy import DROP, Fault, FaultProxy, free_port, status
 
+DRY = "hydra.launcher.dry_run=true"
 KEY = "sk-not-a-real-key-0123456789"
 SCENARIOS: list[dict[str, Any]] = [
     {"id": "date", "turns": ["What is the date today?", "Are you sure?"]},
@@ -483,3 +485,57 @@ def test_a_hosted_model_that_cannot_be_asked_says_why(
     directory = made.directory(ids(made, "sample")[0])
     assert run_step(directory) == "failed"
     assert message in failure(directory) and "Traceback" not in failure(directory) and "full trace" not in failure(directory)
+
+
+# The commands
+
+
+def command(*arguments: str, cwd: Path) -> "subprocess.CompletedProcess[str]":
+    words = [sys.executable, "-m", "sftdiff.evaluate", *arguments]
+    return subprocess.run(words, capture_output=True, text=True, cwd=cwd, env=environment(), timeout=600, check=False)
+
+
+def test_a_dry_run_shows_the_models_and_starts_nothing(tiny_student: Path, small: list[str], tmp_path: Path) -> None:
+    done = command("-m", "model=path,api", f"model.path={tiny_student}", "model.id=openai/m", *small, DRY, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "2 models, traits: date_confusion" in done.stdout and "Dry run: nothing was started." in done.stdout
+    assert "student 2 (2 to do), sample 2 (2 to do), judge 2 (2 to do), report 1 (1 to do)" in done.stdout
+    assert not (tmp_path / "runs/steps").exists()
+    wrong = command("model=/a/folder", cwd=tmp_path)
+    assert wrong.returncode == 1 and "model=path model.path=/a/folder" in wrong.stderr
+    wrong = command("evaluate", cwd=tmp_path)
+    assert wrong.returncode == 1 and "'evaluate' is not a subcommand" in wrong.stderr
+
+
+@pytest.mark.slow
+def test_models_are_compared_in_one_report(
+    tiny_student: Path, foreign: Path, made_here: Path, small: list[str], tmp_path: Path
+) -> None:
+    """A student, what was trained from it, and an adapter; the same command again does nothing."""
+    folders = [tiny_student, foreign, made_here / "lora/model"]
+    words = ["-m", "model=path", f"model.path={','.join(map(str, folders))}", *small]
+    done = command(*words, cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (path,) = tmp_path.glob("runs/sweeps/*/report.json")
+    found = read_json(path)
+    assert [arm["id"] for arm in found["arms"]] == list(map(str, folders)) and found["missing"] == []
+    assert {(d["arm"], d["baseline"]) for d in found["differences"]} == {(str(f), str(tiny_student)) for f in folders[1:]}
+    assert str(foreign) in (path.parent / "report.html").read_text()
+    again = command(*words, cwd=tmp_path)
+    assert again.returncode == 0 and "Everything is done already" in again.stdout
+    judged = command(*words, "judge_only=true", "sweep=judged", cwd=tmp_path)
+    assert judged.returncode == 0 and "sample 3 (0 to do), judge 3 (0 to do)" in judged.stdout
+
+
+@pytest.mark.slow
+@needs_slurm
+def test_slurm_evaluates_models(tiny_student: Path, foreign: Path, small: list[str], tmp_path: Path) -> None:
+    job = ["hydra/launcher=slurm", "hydra.launcher.cpus_per_task=1", "hydra.launcher.wait=true"]
+    own = ["-m", *job, "model=path", f"model.path={tiny_student},{foreign}", *small]
+    with private_cluster("--nodes", "2") as cluster:
+        shown = cluster.sftdiff("sftdiff.evaluate", *own, cwd=tmp_path)
+        assert "Submitted sweep" in shown
+        wait_for_end(cluster)
+    (path,) = tmp_path.glob("runs/sweeps/*/plan.json")
+    found = read_json(tmp_path / "runs/steps" / read_json(path)["report"] / "report.json")
+    assert [arm["id"] for arm in found["arms"]] == [str(tiny_student), str(foreign)] and found["missing"] == []
