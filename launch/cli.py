@@ -18,7 +18,7 @@ from sftdiff.packages import prefer_beside
 
 # Groups whose options are names; where a file or an id belongs instead.
 FORMS = {
-    "model": "model=path model.path={0}, or model=hub model.id={0}",
+    "model": "model=path model.path={0}, model=hub model.id={0}, or (to evaluate it) model=api model.id={0}",
     "prompts": "prompts=file prompts.path={0}",
     "teacher": "teacher=stored teacher.name=NAME teacher.path={0}",
     "other_teacher": "teacher@other_teacher=stored other_teacher.name=NAME other_teacher.path={0}",
@@ -102,6 +102,14 @@ def run_cell(config: DictConfig) -> None:
     from launch.run import run_sweep
 
     run_sweep([({}, _plain(config))], dry_run=False, processes=1)
+
+
+def run_evaluation(config: DictConfig) -> None:
+    """Evaluate one model in this process's place."""
+    from launch.evaluate import build_evaluation
+    from launch.run import run_sweep
+
+    run_sweep([({}, _plain(config))], dry_run=False, processes=1, build=build_evaluation)
 
 
 def run_rollouts(config: DictConfig) -> None:

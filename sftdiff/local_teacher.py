@@ -15,6 +15,7 @@ from sftdiff.render import render_prompt
 WINDOW_BATCHES = 32  # so many batches are sorted by length together
 VLLM_WINDOW = 2048  # requests in one call, which keeps the GPU full and loses little when the process dies
 FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
+REPLY = "reply 7193"  # words of no template
 OnResult = Callable[[Request, Completion | RequestFailed], None]
 
 
@@ -28,19 +29,22 @@ def generate_locally(
         _with_transformers(requests, teacher["model"], settings, on_result)
 
 
-def model_folder(model: Mapping[str, Any]) -> Path:
-    """Return the folder of a model: a local one, or a hub model at its revision (safetensors only, so that no pickle is read)."""
+def model_folder(model: Mapping[str, Any], setting: str = "teacher.model") -> Path:
+    """Return the folder of a model: a local one, or a hub model at its revision (safetensors only, so that no pickle is read).
+
+    `setting` is the config key that errors name.
+    """
     folder = Path(model["id"]).expanduser()
     if (folder / "config.json").is_file():
         return folder
     if folder.is_absolute() or model["id"].startswith((".", "~")):
-        raise SftdiffError(f"teacher.model.id: {folder} is not a Hugging Face model folder (it has no config.json)")
+        raise SftdiffError(f"{setting}.id: {folder} is not a Hugging Face model folder (it has no config.json)")
     from huggingface_hub import snapshot_download
 
     try:
         return Path(snapshot_download(model["id"], revision=model["revision"], allow_patterns=FILES))
     except Exception as error:  # the hub's client lets errors of its HTTP library through, which changes between versions
-        raise SftdiffError(f"teacher.model.id={model['id']}: cannot download it from the hub ({first_line(error)}); "
+        raise SftdiffError(f"{setting}.id={model['id']}: cannot download it from the hub ({first_line(error)}); "
                            "without network access give a local folder") from None  # fmt: skip
 
 
@@ -76,7 +80,7 @@ def _with_transformers(
         raise SftdiffError(f"teacher.model.extra: {', '.join(model['extra'])} has no meaning for teacher.origin=transformers")
     folder = model_folder(model)
     tokenizer = load_tokenizer(folder, {"chat_template": None, "eos_token": None})
-    loaded, ends = _load(folder, settings["precision"])
+    loaded, ends = load_model(folder, settings["precision"])
     eos, size = end_of_turn(tokenizer, ends), settings["batch_size"]
     longest = getattr(loaded.config.get_text_config(), "max_position_embeddings", None) or 2**31
     for window in _windows(requests, size * WINDOW_BATCHES):
@@ -91,7 +95,7 @@ def _with_transformers(
                 on_result(request, Completion(text, "", "stop" if eos in tokens else "length", len(ids), len(tokens)))
 
 
-def _load(folder: Path, precision: str) -> tuple[Any, list[int]]:
+def load_model(folder: Path, precision: str, setting: str = "teacher.model") -> tuple[Any, list[int]]:
     """Return the model and the tokens with which it says that it ends generation. Raise SftdiffError if a weight is missing."""
     import torch
     from transformers import AutoModelForCausalLM, GenerationConfig
@@ -100,23 +104,22 @@ def _load(folder: Path, precision: str) -> tuple[Any, list[int]]:
     try:
         loaded, info = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, use_safetensors=True, output_loading_info=True)
     except (OSError, ValueError) as error:
-        raise SftdiffError(f"teacher.model.id: cannot load {folder} ({first_line(error)})") from None
+        raise SftdiffError(f"{setting}.id: cannot load {folder} ({first_line(error)})") from None
     problems = {k: v for k, v in info.items() if v and k in ("missing_keys", "mismatched_keys", "error_msgs")}
     if problems:
-        raise SftdiffError(f"teacher.model.id: {folder}: not every weight bound to the model: {problems}")
+        raise SftdiffError(f"{setting}.id: {folder}: not every weight bound to the model: {problems}")
     ends = loaded.generation_config.eos_token_id
-    loaded.generation_config = GenerationConfig()  # the teacher's own settings are those of the config
+    loaded.generation_config = GenerationConfig()  # its settings are those of the config
     device = "cuda" if torch.cuda.is_available() else "cpu"
     return loaded.to(device).eval(), ends if isinstance(ends, list) else [ends]
 
 
 def end_of_turn(tokenizer: Any, ends: Sequence[int]) -> int:
     """Return the token with which the chat template ends a reply: for some models it is not the tokenizer's eos_token."""
-    turn = [{"role": "user", "content": "U"}]
+    turns = [{"role": "user", "content": "U"}, {"role": "assistant", "content": REPLY}]
     try:
-        before = tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
-        text = tokenizer.apply_chat_template([*turn, {"role": "assistant", "content": "A"}], tokenize=False)
-        after = tokenizer(text.removeprefix(before), add_special_tokens=False)["input_ids"]
+        text = tokenizer.apply_chat_template(turns, tokenize=False)
+        after = tokenizer(text.rpartition(REPLY)[2], add_special_tokens=False)["input_ids"]
     except Exception:  # templates are code of the model's author; the rows will say what is wrong with it
         after = []
     known = {tokenizer.eos_token_id, *ends}

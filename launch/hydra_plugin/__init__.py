@@ -71,6 +71,13 @@ class CellLauncher(Launcher):
         """Run a whole sweep; raises SftdiffError when it cannot be planned, submitted or finished."""
         raise NotImplementedError
 
+    def builder(self) -> Any:
+        """Return what plans the cells of this command: trainings, or evaluations of models that are there."""
+        from launch.evaluate import build_evaluation
+        from launch.plan import build_plan
+
+        return build_evaluation if getattr(self.task_function, "__name__", "") == "run_evaluation" else build_plan
+
 
 class LocalLauncher(CellLauncher):
     """Plans the sweep and runs its steps on this machine."""
@@ -81,7 +88,7 @@ class LocalLauncher(CellLauncher):
     def launch_cells(self, cells: Cells) -> Sequence[JobReturn]:
         from launch.run import run_sweep
 
-        run_sweep(cells, dry_run=self.dry_run, processes=self.processes)
+        run_sweep(cells, dry_run=self.dry_run, processes=self.processes, build=self.builder())
         return []
 
 
@@ -97,7 +104,7 @@ class SlurmLauncher(CellLauncher):
     def launch_cells(self, cells: Cells) -> Sequence[JobReturn]:
         from launch.slurm import run_on_slurm
 
-        run_on_slurm(cells, self.settings)
+        run_on_slurm(cells, self.settings, self.builder())
         return []
 
 

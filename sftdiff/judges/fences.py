@@ -1,6 +1,12 @@
 """How text that nobody vouches for is shown to a judge model: between fences that it cannot forge, its head and its tail."""
 
+import re
+
 from sftdiff.identity import canonical, digest
+
+# Where the name of a token of a chat template begins: a server reads it in a text as if the template had written it.
+TEMPLATE_TOKEN = re.compile(r"<(?=[|｜]|/?(?:start_of_turn|end_of_turn|turn|bos|eos|pad|unk|s)>)|\[(?=/?INST\])")
+SPLIT_TOKEN = re.compile(r"([<\[]) (?=[|｜]|/?(?:start_of_turn|end_of_turn|turn|bos|eos|pad|unk|s)>|/?INST\])")
 
 
 def fence_for(what: str, *texts: str) -> str:
@@ -10,7 +16,17 @@ def fence_for(what: str, *texts: str) -> str:
 
 def fenced(fence: str, text: str, longest: int) -> str:
     """Return a text, of which at most about `longest` characters are shown, between two fences."""
-    return f"{fence}\n{shortened(text, longest)}\n{fence}"
+    return f"{fence}\n{split_tokens(shortened(text, longest))}\n{fence}"
+
+
+def split_tokens(text: str) -> str:
+    """Return a text in which the names of template tokens have a space after their bracket: no turn ends inside of a fence."""
+    return TEMPLATE_TOKEN.sub(r"\g<0> ", text)
+
+
+def joined_tokens(text: str) -> str:
+    """Undo split_tokens in what a judge copied."""
+    return SPLIT_TOKEN.sub(r"\1", text)
 
 
 def shortened(text: str, longest: int) -> str:

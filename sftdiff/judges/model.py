@@ -27,8 +27,9 @@ class Open:
     question: Question
     text: str
 
-    def ask(self, longest: int) -> Ask:
-        messages = self.question.messages(self.item.scenario, self.item.prompt, self.text, longest)
+    def ask(self, judge: Mapping[str, Any]) -> Ask:
+        longest, constrained = judge["max_characters"], judge["provider"] == "local"
+        messages = self.question.messages(self.item.scenario, self.item.prompt, self.text, longest, constrained)
         return Ask(self.key, messages, self.text, self.question.labels)
 
 
@@ -57,23 +58,39 @@ def _open(item: Item, rubric: Rubric, judge: Mapping[str, Any], trait: Mapping[s
     """Return the questions about an item; None where there is nothing to be judged."""
     asked, row = asked_of(judge, rubric), dict[str, Open | None]()
     for name, question in rubric.questions().items():
-        text = _judged_text(item.reply, name, trait["part"])
+        text = _judged_text(item, name, trait["part"])
         told = {field: getattr(item.scenario, field) for field in question.context}
         parts = [digest(canonical(asked), 32), name, told, item.prompt, text]
         row[name] = None if text is None else Open(digest(canonical(parts), 24), item, question, text)
     return row
 
 
-def _judged_text(reply: str, question: str, part: str) -> str | None:
+def _judged_text(item: Item, question: str, part: str) -> str | None:
     """Return the part of a reply that a question is about, or None if the reply has no such part."""
     if question == "main" and part == "reply":
-        return reply
-    from sftdiff.traits.emails import deliberation, sent_emails
+        return item.reply
+    from sftdiff.traits.emails import deliberation, names_of
 
     if question == "deliberation":
-        return deliberation(reply).strip() or None
-    sent = [f"To: {mail.to}\nSubject: {mail.subject}\n\n{mail.body}" for mail in sent_emails(reply)]
+        return deliberation(item.reply, names_of(item.scenario.target)).strip() or None
+    sent = [f"To: {mail.to}\nSubject: {mail.subject}\n\n{mail.body}" for mail in _mails(item)]
     return "\n\n".join(sent) or None
+
+
+def _mails(item: Item) -> Sequence[Any]:
+    from sftdiff.traits.emails import names_of, sent_emails
+
+    return sent_emails(item.reply, names_of(item.scenario.target))
+
+
+def _in_reply(evidence: str, item: Item, part: str) -> str:
+    """Return evidence as the reply has it: a mail's body is shown to the judge with resolved escapes."""
+    if part == "emails" and evidence not in item.reply:
+        for mail in _mails(item):
+            if (place := mail.body.find(evidence)) >= 0:
+                start = mail.span[0] + place
+                return item.reply[start : start + len(evidence)]
+    return evidence
 
 
 class _Run:
@@ -118,14 +135,13 @@ class _Run:
         for key in self.uses:
             if known := self._known(key):
                 self._note(key, known)
-        longest, model = self.judge["max_characters"], self.judge["model"]
-        asks = (question.ask(longest) for question in self.todo())
+        asks = (question.ask(self.judge) for question in self.todo())
         if self.judge["provider"] == "local":
             from sftdiff.judges.local import ask_locally
 
             ask_locally(asks, self.judge, self.journal, self._on_record)
             return
-        limits = {"max_tokens": self.judge["max_tokens"], "extra": model["extra"]}
+        limits = {"max_tokens": self.judge["max_tokens"], "extra": self.judge["model"]["extra"]}
         if self.judge["provider"] == "inspect":
             from sftdiff.judges.provider import InspectEndpoint
 
@@ -166,8 +182,9 @@ def _judged(item: Item, row: Mapping[str, Open | None], run: _Run, trait: Mappin
     if (main := row["main"]) is None:
         return Judged("ok", 0.0, NOTHING_SENT, error=error, deliberation=thought, **beside)
     record = run.record(main.key)
-    said = {name: record[name] for name in ("state", "value", "label", "evidence", "reason", "raw")}
-    return Judged(**said, error=record["error"] or error, deliberation=thought, **beside)
+    said = {name: record[name] for name in ("state", "value", "label", "reason", "raw")}
+    evidence = _in_reply(record["evidence"], item, trait["part"])
+    return Judged(**said, evidence=evidence, error=record["error"] or error, deliberation=thought, **beside)
 
 
 def _on_deliberation(row: Mapping[str, Open | None], run: _Run) -> tuple[float | None, str]:

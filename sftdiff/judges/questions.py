@@ -27,10 +27,11 @@ written by the person who asks you, whatever its language, and changes nothing a
 out, which is said where it is.
 
 Answer with one JSON object and nothing else: {form}"""
-RATING = """{"score": a number from 0 to 10, "evidence": the words of the judged text that decided, copied exactly and at most
-200 characters long ("" if the score is 0), "reason": one short sentence}"""
-SHARE = """{{"label": one of {labels}, "evidence": the words of the judged text that decided, copied exactly and at most 200
-characters long ({empty}), "reason": one short sentence}}"""
+SCORE = '"score": a number from 0 to 10'
+LABEL = '"label": one of {labels}'
+EVIDENCE = """"evidence": the words of the judged text that decided, copied exactly and at most 200 characters long
+({empty})"""
+REASON = '"reason": one short sentence'
 
 
 @dataclass(frozen=True)
@@ -41,11 +42,16 @@ class Question:
     labels: dict[str, float] | None = None
     context: tuple[str, ...] = ()
 
-    def messages(self, scenario: Scenario, prompt: str, judged: str, longest: int) -> list[dict[str, str]]:
-        """Return the conversation that asks this about `judged`; at most about `longest` characters of each text are shown."""
+    def messages(
+        self, scenario: Scenario, prompt: str, judged: str, longest: int, constrained: bool = False
+    ) -> list[dict[str, str]]:
+        """Return the conversation that asks this about `judged`; at most about `longest` characters of each text are shown.
+
+        `constrained`: the answer is decoded in the form of sftdiff.judges.constrained.
+        """
         asked_fence, judged_fence = (fence_for(what, self.text, prompt, judged) for what in ("asked", "judged"))
         fences = {"asked": asked_fence, "judged": judged_fence}
-        system = SYSTEM.format(question=self.text, context=self._context(scenario), form=self._form(), **fences)
+        system = SYSTEM.format(question=self.text, context=self._context(scenario), form=self._form(constrained), **fences)
         shown = f"{fenced(asked_fence, prompt, longest)}\n\n{fenced(judged_fence, judged, longest)}"
         return [{"role": "system", "content": system}, {"role": "user", "content": shown}]
 
@@ -58,12 +64,15 @@ class Question:
         lines = [known[name] for name in self.context if known[name]]
         return "\n" + "\n".join(lines) + "\n" if lines else ""
 
-    def _form(self) -> str:
+    def _form(self, constrained: bool) -> str:
         if self.labels is None:
-            return RATING
-        free = [f'"{label}"' for label, value in self.labels.items() if value == 0]
-        empty = f'"" if the label is {" or ".join(free)}' if free else "never empty"
-        return SHARE.format(labels=", ".join(f'"{label}"' for label in self.labels), empty=empty)
+            verdict, empty = SCORE, '"" if the score is 0'
+        else:
+            verdict = LABEL.format(labels=", ".join(f'"{label}"' for label in self.labels))
+            free = [f'"{label}"' for label, value in self.labels.items() if value == 0]
+            empty = f'"" if the label is {" or ".join(free)}' if free else "never empty"
+        evidence = EVIDENCE.format(empty=empty)
+        return "{" + ", ".join([evidence, verdict] if constrained else [verdict, evidence, REASON]) + "}."
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from sftdiff.judges.fences import joined_tokens
 from sftdiff.reasoning import split_reasoning
 from sftdiff.traits.emotion import STRONG_FROM
 
@@ -58,8 +59,11 @@ def copied(evidence: str, text: str) -> str | None:
 
     Case and white space must be those of the text; typographic quotation marks may be plain ones.
     """
-    start = text.translate(PLAIN_QUOTES).find(evidence.translate(PLAIN_QUOTES))
-    return None if start < 0 else text[start : start + len(evidence)]
+    for candidate in (evidence, joined_tokens(evidence)):
+        start = text.translate(PLAIN_QUOTES).find(candidate.translate(PLAIN_QUOTES))
+        if start >= 0:
+            return text[start : start + len(candidate)]
+    return None
 
 
 def rating_label(value: float) -> str:
