@@ -315,7 +315,7 @@ def test_a_judge_model_judges_the_replies_of_a_step(
 ) -> None:
     """Controls are judged and left out of the mean; a reply without verdict has none in Inspect either; the key is nowhere."""
     monkeypatch.setenv("JUDGE_KEY", "sk-very-secret-0123456789")
-    scenarios = [dict(s) for s in SCENARIOS]
+    scenarios = yaml.safe_load((runs / "scenarios.yaml").read_text())["scenarios"]
     scenarios[0]["control"] = True
     first = scenarios[1]["turns"][0]
 
