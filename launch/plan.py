@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from sftdiff.errors import SftdiffError
 from sftdiff.identity import canonical, digest
 from sftdiff.judges import judge_identity, uses_rules
 from sftdiff.pack import PACK_VERSION
+from sftdiff.traits import scenarios_version
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,59}")  # of a sweep
 NOT_ARMS = ("seed", "trait_eval")  # axes that do not make another arm
@@ -142,6 +144,8 @@ class Planner(DataPlanner):
         made = {}
         for trait, settings in traits(config).items():
             shared = {"trait": trait, "suite": settings["suite"], "scenarios": settings["scenarios"]}
+            if version := _scenarios_version(canonical(settings["scenarios"]), settings["suite"]):
+                shared["scenarios_version"] = version
             sampling = {k: settings[k] for k in ("samples", "temperature", "top_k", "top_p", "max_tokens")}
             sampling |= {"seed": config["sampling"]["seed"], "precision": config["sampling"]["precision"]}
             files = [settings["scenarios"]] if isinstance(settings["scenarios"], str) else []
@@ -211,6 +215,11 @@ def pinned_judge(judge: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
     else:
         revision = model["revision"] or hub_commit(model["id"], "model", "judge.model")
     return {**judge, "model": {**model, "revision": revision}}, files
+
+
+@lru_cache(maxsize=256)
+def _scenarios_version(source: str, suite: str) -> str:
+    return scenarios_version(json.loads(source), suite)
 
 
 def report_cell(cell: Cell) -> dict[str, Any]:
