@@ -3,6 +3,7 @@
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from importlib import import_module
 from typing import Any
 
 import hydra
@@ -17,7 +18,7 @@ from sftdiff.packages import prefer_beside
 
 # Groups whose options are names; where a file or an id belongs instead.
 FORMS = {
-    "model": "model=path model.path={0}, or model=hub model.id={0}",
+    "model": "model=path model.path={0}, model=hub model.id={0}, or (to evaluate it) model=api model.id={0}",
     "prompts": "prompts=file prompts.path={0}",
     "teacher": "teacher=stored teacher.name=NAME teacher.path={0}",
     "other_teacher": "teacher@other_teacher=stored other_teacher.name=NAME other_teacher.path={0}",
@@ -103,22 +104,41 @@ def run_cell(config: DictConfig) -> None:
     run_sweep([({}, _plain(config))], dry_run=False, processes=1)
 
 
+def run_evaluation(config: DictConfig) -> None:
+    """Evaluate one model in this process's place."""
+    from launch.evaluate import build_evaluation
+    from launch.run import run_sweep
+
+    run_sweep([({}, _plain(config))], dry_run=False, processes=1, build=build_evaluation)
+
+
 def run_rollouts(config: DictConfig) -> None:
     """Generate the rollouts of one cell."""
-    from launch.parts import make_rollouts
-
-    make_rollouts([({}, _plain(config))], dry_run=False)
+    part_of("run_rollouts")([({}, _plain(config))], dry_run=False)
 
 
 def run_filter_report(config: DictConfig) -> None:
     """Report on the filter of one cell."""
-    from launch.parts import report_filters
+    part_of("run_filter_report")([({}, _plain(config))], dry_run=False)
 
-    report_filters([({}, _plain(config))], dry_run=False)
+
+def run_calibrate(config: DictConfig) -> None:
+    """Compare a judge with the rows whose verdicts are known."""
+    part_of("run_calibrate")([({}, _plain(config))], dry_run=False)
 
 
 # What sftdiff's own sweeper calls with all cells at once, in place of these for each cell.
-PARTS = {"run_rollouts": "make_rollouts", "run_filter_report": "report_filters"}
+PARTS = {
+    "run_rollouts": "launch.parts:make_rollouts",
+    "run_filter_report": "launch.parts:report_filters",
+    "run_calibrate": "launch.calibrate:calibrate",
+}
+
+
+def part_of(task: str) -> Any:
+    """Return the function (cells, dry_run) that does all of a task's cells, or None if they are planned as a sweep."""
+    module, _, name = PARTS.get(task, "").partition(":")
+    return getattr(import_module(module), name) if module else None
 
 
 def _plain(config: DictConfig) -> Any:

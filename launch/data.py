@@ -21,6 +21,7 @@ FILE_PARAMS = ("lists", "examples", "labels", "rubric")  # params of filters tha
 # Params that change how scores are made and not what they are.
 RUNTIME_PARAMS = {"base_url", "api_key_env", "price_in", "price_out", "concurrency", "timeout_s", "max_attempts", "max_cost",
                   "max_error_share", "batch_tokens"}  # fmt: skip
+NOT_OF_STUDENTS = ("base", "base_url", "api_key_env")  # settings of models that are evaluated alone
 COLUMNS = ("messages_column", "prompt_column", "completion_column")
 STORED = ("path", "id", "revision", "config_name", "split", *COLUMNS)
 CONTENT = ("id", "revision", "temperature", "top_p", "top_k", "max_tokens", "system", "extra")  # what decides what a model says
@@ -94,13 +95,18 @@ class DataPlanner:
             self.steps[step_id] = PlannedStep(step_id, kind, dict(config), dict(inputs), hashes, dict(runtime or {}))
         return step_id
 
-    def student(self, model: Mapping[str, Any]) -> str:
+    def student(self, model: Mapping[str, Any], base: str | None = None) -> str:
+        """Plan the folder of a model; `base` is the step of the model that it was trained from, where that is known."""
         files = []
+        own = {k: v for k, v in model.items() if k not in NOT_OF_STUDENTS}
         if model["origin"] == "hub":
-            model = {**model, "revision": model["revision"] or hub_commit(model["id"], "model", "model")}
+            own["revision"] = model["revision"] or hub_commit(model["id"], "model", "model")
         if model["origin"] == "path":
             files = folder_files(model["path"], "model.path")
-        return self.step("student", model["name"], model, {}, files)
+            own["id"] = None  # it may be that of another model of the sweep
+        if model["origin"] == "api":
+            own = {k: model[k] for k in ("name", "origin", "id")}
+        return self.step("student", model["name"], own, {"base": base} if base else {}, files)
 
     def prompts(self, config: Mapping[str, Any]) -> str:
         return self._once("prompts", [config["prompts"]], lambda: self._prompts(config))

@@ -18,7 +18,7 @@ def detectable(plan: Plan) -> list[tuple[str, float, str]]:
 
     Replies are taken as independent and seeds as alike, so arms whose seeds differ much need more.
     """
-    trained = [cell for cell in plan.cells if not cell.untrained]
+    trained = [cell for cell in plan.cells if not cell.untrained] or plan.cells
     seeds = min((sum(c.arm == cell.arm for c in trained) for cell in trained[:1]), default=1)
     found = {}
     for name, settings in traits(trained[0].config).items():

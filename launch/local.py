@@ -101,9 +101,11 @@ class Progress:
         known = self.seconds.get(kind)
         return sum(known) / len(known) if known else GUESSES.get(kind, 0.3)
 
-    def remaining(self, share: float = 0.0) -> str:
+    def remaining(self, share: float = 0.0, running_left: float | None = None) -> str:
+        """Return the time left: `share` of the running step is done, or `running_left` seconds of it are left."""
         running = self.estimate(self.left[0].kind) if self.left else 0.0
-        seconds = sum(self.estimate(step.kind) for step in self.left) - share * running
+        left = (1 - share) * running if running_left is None else running_left
+        seconds = sum(self.estimate(step.kind) for step in self.left[1:]) + left
         return f"{seconds / 60:.0f} min" if seconds >= 90 else f"{max(seconds, 0):.0f} s"
 
     def end(self, step: PlannedStep, outcome: str, seconds: float, note: str) -> None:
@@ -124,23 +126,27 @@ class Progress:
         with Bar(*BAR_COLUMNS, console=self.console, transient=True) as bar:
             task = bar.add_task(step.id, total=1.0, text="")
             while not stop.wait(TICK_SECONDS):
-                share, text = _share(directory)
-                bar.update(task, completed=share, text=f"{text} [dim]about {self.remaining(share)} left[/]")
+                share, text, left = _share(directory)
+                bar.update(task, completed=share, text=f"{text} [dim]about {self.remaining(share, left)} left[/]")
 
 
-def _share(directory: Path) -> tuple[float, str]:
+def _share(directory: Path) -> tuple[float, str, float | None]:
+    """Return how much of a running step is done, in words too, and how many seconds its rate leaves (None if it has none)."""
     try:
         now = json.loads((directory / "progress.json").read_text())
     except (OSError, json.JSONDecodeError):
-        return 0.0, ""
+        return 0.0, "", None
     share = min(now["done"] / max(now["total"], 1), 1.0)
-    rate = f", {now['per_second']:.1f}/s" if now["per_second"] else ""
-    return share, f"{now['done']:,.0f}/{now['total']:,.0f} {now['unit']}{rate}"
+    text = f"{now['done']:,.0f}/{now['total']:,.0f} {now['unit']}"
+    if not now["per_second"]:
+        return share, text, None
+    return share, f"{text}, {now['per_second']:.1f}/s", max(now["total"] - now["done"], 0) / now["per_second"]
 
 
 def precision_warning(plan: Plan, cpuinfo: Path = Path("/proc/cpuinfo"), gpu: Path = Path("/dev/nvidiactl")) -> str:
     """Return what to say when a sweep computes in bf16 and this machine has no instructions for it; else ""."""
-    wanted = any("bf16" in (c.config["train"]["precision"], c.config["sampling"]["precision"]) for c in plan.cells)
+    parts = [["sampling"] if c.evaluated else ["train", "sampling"] for c in plan.cells if c.config["model"]["origin"] != "api"]
+    wanted = any(c.config[part]["precision"] == "bf16" for c, names in zip(plan.cells, parts, strict=False) for part in names)
     if not wanted or gpu.exists() or not cpuinfo.exists():  # not Linux
         return ""
     if re.search(r"^(flags|Features)\s*:.*\b(avx512_bf16|amx_bf16|avx512bw|bf16)\b", cpuinfo.read_text(), re.MULTILINE):

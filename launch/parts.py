@@ -12,7 +12,7 @@ from launch.local import error_of, run_steps
 from launch.plan import Plan
 from launch.run import console, steps_to_do
 from launch.sweep import with_inputs, write_steps
-from launch.validate import check_cell
+from launch.validate import check_cell, check_trainable
 from sftdiff.errors import SftdiffError
 from sftdiff.filters.report import Flags, filter_report, read_truth
 from sftdiff.identity import canonical, digest
@@ -32,6 +32,7 @@ def make_rollouts(cells: Cells, dry_run: bool) -> None:
     planner, wanted = DataPlanner(), dict[str, Mapping[str, Any]]()
     for _, config in cells:
         check_cell(config)
+        check_trainable(config)
         config = {**config, "teacher": {**config["teacher"], "origin": _generating(config["teacher"])}}
         wanted.setdefault(planner.rollouts(config, "teacher"), config)
     plan = part_plan(planner, "rollouts", cells)
@@ -98,6 +99,7 @@ def report_filters(cells: Cells, dry_run: bool) -> None:
     planner, rows = DataPlanner(), dict[str, dict[str, Any]]()
     for axes, config in cells:
         check_cell(config)
+        check_trainable(config)
         for settings in filters_of(config["filter"]):
             _plan_filter(planner, rows, settings, config, axes)
     if not rows:

@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from launch.data import DataPlanner, PlannedStep, content_hash, filters_of, folder_files, hub_commit, uses_other
-from launch.validate import check_cell, check_shared
+from launch.validate import check_cell, check_shared, check_trainable
 from sftdiff.config import baseline_arm
 from sftdiff.errors import SftdiffError
 from sftdiff.identity import canonical, digest
 from sftdiff.judges import judge_identity, uses_rules
 from sftdiff.pack import PACK_VERSION
+from sftdiff.replies import SAMPLE_VERSION
 from sftdiff.traits import scenarios_version
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,59}")  # of a sweep
@@ -28,7 +29,10 @@ JUDGED_BY = ("_target_", "rubric", "labels", "part", "kind", "guard")  # what of
 
 @dataclass
 class Cell:
-    """One mixture x student x training config x seed, with the steps that belong to it."""
+    """One mixture x student x training config x seed, with the steps that belong to it.
+
+    `untrained`: this sweep does not train it; `evaluated`: it is a model that `sftdiff.evaluate` was given.
+    """
 
     axes: dict[str, str]
     seed: int
@@ -36,6 +40,7 @@ class Cell:
     config: Mapping[str, Any]
     steps: dict[str, str]  # kind -> step id
     judges: dict[str, str] = field(default_factory=dict)  # trait -> step id
+    evaluated: bool = False
 
     @property
     def arm(self) -> str:
@@ -44,6 +49,8 @@ class Cell:
     @property
     def label(self) -> str:
         """The arm as the report names it."""
+        if self.evaluated:
+            return self.arm.removeprefix("model=")
         return self.arm.replace("untrained=", "untrained ").strip() if self.untrained else self.arm
 
 
@@ -73,21 +80,26 @@ def build_plan(cells: Sequence[tuple[Mapping[str, str], Mapping[str, Any]]], com
     for axes, config in cells:
         check_cell(config)
         check_shared(cells[0][1], config)
+        check_trainable(config)
         shown = {k: v for k, v in axes.items() if k not in NOT_ARMS} or _default_axes(config)
         for cell in (planner.untrained(config), planner.cell(shown, config)):
             key = (cell.arm, cell.seed, cell.steps["model"])
             planned.setdefault(key, cell).judges.update(cell.judges)
     ordered = sorted(planned.values(), key=lambda c: not c.untrained)
     _name_untrained(ordered)
-    baseline_arm(cells[0][1]["report"]["baseline"], [cell.label for cell in ordered])  # now, not when everything is trained
-    first = cells[0][1]
-    evaluated = sorted([c.steps["model"], *sorted(c.judges.values())] for c in ordered)
+    return finish_plan(planner, ordered, cells[0][1], command)
+
+
+def finish_plan(planner: "Planner", cells: Sequence[Cell], first: Mapping[str, Any], command: str) -> Plan:
+    """Name a sweep, and plan its report on the cells that are planned."""
+    baseline_arm(first["report"]["baseline"], [cell.label for cell in cells])  # now, not when everything is trained
+    evaluated = sorted([c.steps["model"], *sorted(c.judges.values())] for c in cells)
     sweep = first["sweep"] or digest(canonical(evaluated), 10)
     if not NAME.fullmatch(sweep):
         raise SftdiffError(f"sweep: {sweep!r} names jobs and folders: a letter or digit, and then letters, digits and . _ - only")
     planner.runtime_tags(sweep)
-    report = planner.report(sweep, ordered, first, command)
-    return Plan(sweep, Path(first["runs"]), ordered, planner.steps, report)
+    report = planner.report(sweep, cells, first, command)
+    return Plan(sweep, Path(first["runs"]), list(cells), planner.steps, report)
 
 
 def _default_axes(config: Mapping[str, Any]) -> dict[str, str]:
@@ -140,18 +152,29 @@ class Planner(DataPlanner):
         mixture = self.mixture({**first, "prompt_subset": {"name": "all", "treatment": "keep"}, "filter": unfiltered})
         return self.pack(config, mixture, student)
 
+    def sample(self, config: Mapping[str, Any], trait: str, settings: Mapping[str, Any], model: str, student: str) -> str:
+        """Plan the replies of a model to a trait's scenarios and controls."""
+        sampling, hosted = config["sampling"], self.steps[student].config["origin"] == "api"
+        own = {"trait": trait, "version": SAMPLE_VERSION, "seed": sampling["seed"]}
+        own |= {k: settings[k] for k in ("suite", "scenarios", "samples", "temperature", "top_k", "top_p", "max_tokens")}
+        if foreign := _scenarios_version(canonical(settings["scenarios"]), settings["suite"]):
+            own["scenarios_version"] = foreign
+        if hosted:
+            runtime = {"concurrency": sampling["concurrency"]} | {k: config["model"][k] for k in ("base_url", "api_key_env")}
+        else:
+            runtime = {"batch_size": sampling["batch_size"]}
+            own["precision"] = sampling["precision"]
+            if sampling["backend"] != "transformers":
+                own["backend"] = sampling["backend"]
+        inputs = {"model": model, "student": student}
+        return self.step("sample", f"{trait}-{_slug(model)}", own, inputs, scenario_files(settings), runtime)
+
     def judges(self, config: Mapping[str, Any], model: str, student: str) -> dict[str, str]:
         made = {}
         for trait, settings in traits(config).items():
             shared = {"trait": trait, "suite": settings["suite"], "scenarios": settings["scenarios"]}
-            if version := _scenarios_version(canonical(settings["scenarios"]), settings["suite"]):
-                shared["scenarios_version"] = version
-            sampling = {k: settings[k] for k in ("samples", "temperature", "top_k", "top_p", "max_tokens")}
-            sampling |= {"seed": config["sampling"]["seed"], "precision": config["sampling"]["precision"]}
-            files = [settings["scenarios"]] if isinstance(settings["scenarios"], str) else []
-            inputs = {"model": model, "student": student}
-            runtime = {"batch_size": config["sampling"]["batch_size"]}
-            sample = self.step("sample", f"{trait}-{_slug(model)}", shared | sampling, inputs, files, runtime)
+            files = scenario_files(settings)
+            sample = self.sample(config, trait, settings, model, student)
             made[trait] = self.judge(config["judge"], trait, settings, shared, sample, files)
         return made
 
@@ -227,9 +250,10 @@ def report_cell(cell: Cell) -> dict[str, Any]:
     config = cell.config
     return {
         "arm": cell.label,
-        "axes": {} if cell.untrained else cell.axes,
+        "axes": cell.axes if cell.evaluated or not cell.untrained else {},
         "seed": cell.seed,
         "untrained": cell.untrained,
+        "evaluated": cell.evaluated,
         "steps": cell.steps,
         "judges": cell.judges,
         "teacher": config["teacher"],
@@ -240,8 +264,13 @@ def report_cell(cell: Cell) -> dict[str, Any]:
         "filter": {"name": filter_name(config["filter"]), "treatment": config["filter"]["treatment"]},
         "traits": traits(config),
         "judge": config["judge"]["name"],
-        "precision": config["train"]["precision"],
+        "precision": config["sampling" if cell.evaluated else "train"]["precision"],
     }
+
+
+def scenario_files(settings: Mapping[str, Any]) -> list[str]:
+    """Return the files that a trait's scenarios come from: none if they are written in its settings."""
+    return [settings["scenarios"]] if isinstance(settings["scenarios"], str) else []
 
 
 def traits(config: Mapping[str, Any]) -> dict[str, Any]:

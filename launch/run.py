@@ -3,7 +3,7 @@
 import os
 import sys
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,13 +21,15 @@ from launch.sweep import Sweep, write_plan
 from sftdiff.errors import SftdiffError, describe_os_error
 from sftdiff.records import read_json, state
 
+Cells = Sequence[tuple[Mapping[str, str], Mapping[str, Any]]]
+Builder = Callable[[Cells, str, int], Plan]  # (cells, command, ZeRO stage of deepspeed=auto) -> plan
 SHOWN_CELLS = 40
 console = make_console()
 
 
-def run_sweep(cells: Sequence[tuple[Mapping[str, str], Mapping[str, Any]]], dry_run: bool, processes: int) -> None:
+def run_sweep(cells: Cells, dry_run: bool, processes: int, build: Builder = build_plan) -> None:
     """Plan and run a sweep; raises SftdiffError if a step failed. Finished steps are never run again."""
-    plan = build_plan(cells, shown_command())
+    plan = build(cells, shown_command(), 0)
     try:
         todo = steps_to_do(plan)
         with written(plan):
@@ -100,10 +102,12 @@ def written(plan: Plan) -> Iterator[None]:
 
 def print_plan(plan: Plan, todo: Sequence[PlannedStep]) -> None:
     """Print the cells and how many steps of each kind there are, done and to do."""
-    trained = [c for c in plan.cells if not c.untrained]
-    console.print(f"[bold]Sweep {plan.sweep}[/]: {len(trained)} cells, traits: {', '.join(_traits(plan))}")
+    evaluated = [c for c in plan.cells if c.evaluated]
+    trained = sum(not c.untrained for c in plan.cells)
+    count = f"{len(evaluated)} model{'s' * (len(evaluated) > 1)}" if evaluated else f"{trained} cells"
+    console.print(f"[bold]Sweep {plan.sweep}[/]: {count}, traits: {', '.join(_traits(plan))}")
     table = Table(box=None, pad_edge=False)
-    for heading in ("cell", "seed", "state", "step"):
+    for heading in ("model" if evaluated else "cell", "seed", "state", "step"):
         table.add_column(heading, overflow="fold")
     open_ids = {step.id for step in todo}
     for cell in plan.cells[:SHOWN_CELLS]:

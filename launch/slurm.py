@@ -13,7 +13,17 @@ from launch.environment import refuse_secrets, site_env_file
 from launch.jobs import Job, OpenStep, make_jobs
 from launch.plan import Plan, build_plan
 from launch.resources import check_resources, gpu_hours, gpus_of, resources_of
-from launch.run import console, print_plan, publish_report, refuse_generation, shown_command, steps_to_do, written
+from launch.run import (
+    Builder,
+    Cells,
+    console,
+    print_plan,
+    publish_report,
+    refuse_generation,
+    shown_command,
+    steps_to_do,
+    written,
+)
 from launch.submit import Submission, submit
 from launch.sweep import Sweep, chunks_of, command, load_sweep, resources_key, write_plan
 from sftdiff.errors import SftdiffError, describe_os_error
@@ -21,13 +31,13 @@ from sftdiff.errors import SftdiffError, describe_os_error
 ZERO_STAGE = 2  # what deepspeed=auto means here
 
 
-def run_on_slurm(cells: Sequence[tuple[Mapping[str, str], Mapping[str, Any]]], settings: Mapping[str, Any]) -> None:
+def run_on_slurm(cells: Cells, settings: Mapping[str, Any], build: Builder = build_plan) -> None:
     """Plan a sweep and submit it; raises SftdiffError if it cannot be planned or Slurm refuses it."""
     check_resources(settings)
     refuse_secrets(settings["setup"] or [], "hydra.launcher.setup")
     env_file = site_env_file(settings)
     settings = {**settings, "env_file": str(env_file.absolute()) if env_file else None}
-    plan = build_plan(cells, shown_command(), ZERO_STAGE)
+    plan = build(cells, shown_command(), ZERO_STAGE)
     if "%" in str(plan.runs.absolute()):
         raise SftdiffError(f"runs: {plan.runs.absolute()} has a %, which Slurm would expand in the names of logs")
     try:

@@ -10,19 +10,22 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 from sftdiff.config import Config, FilterConfig, PromptSubsetConfig, defaults_of
 from sftdiff.errors import SftdiffError
 from sftdiff.pack import MATCHES as PACK_MATCHES
+from sftdiff.replies import BACKENDS
 from sftdiff.rows import TREATMENTS
 from sftdiff.subsets import FIELDS, MATCHES, OPTIONAL
 
+EVALUATED_ONLY = ("api", "step")  # origins of models that nothing can be trained from
 CHOICES: dict[str, tuple[Any, ...]] = {
     "prompt_subset.treatment": TREATMENTS,
     "prompts.duplicates": ("merge", "fail"),
     "prompts.unusable": ("fail", "leave_out"),
-    "model.origin": ("gguf", "hub", "path"),
+    "model.origin": ("gguf", "hub", "path", *EVALUATED_ONLY),
     "train.method": ("full", "lora"),
     "train.precision": ("bf16", "fp32"),
     "train.over_length": ("drop", "truncate"),
     "train.match": (None, *PACK_MATCHES),
     "sampling.precision": ("bf16", "fp32"),
+    "sampling.backend": BACKENDS,
     "deepspeed.stage": (None, 0, 1, 2, 3),
     "track.mode": ("auto", "online", "offline", "off"),
     "missing_rollouts": ("fail", "leave_out", "leave_out_both"),
@@ -34,9 +37,10 @@ TEACHER_CHOICES = {
 }
 FILTER_CHOICES = {"treatment": ("drop", "swap"), "part": ("reply", "prompt", "both"), "match_by": ("count", "source", "length")}
 POSITIVE = ("train.epochs", "train.batch_size", "train.lr", "train.max_length", "train.pack_length", "train.micro_batches",
-            "sampling.batch_size", "sampling.max_tokens", "report.resamples", "prompts.sample", "prompts.max_characters")
+            "sampling.batch_size", "sampling.concurrency", "sampling.max_tokens", "report.resamples", "prompts.sample",
+            "prompts.max_characters")
 _ONE_OF_TWO = "set {0}.threshold, or {0}.top (a share below 1, or a number of rows), and the other one to null"
-SHARED = ("runs", "sweep", "report", "track")  # settings of a sweep, not of a cell
+SHARED = ("runs", "sweep", "report", "track", "judge_only")  # settings of a sweep, not of a cell
 RUBRIC = ("_target_", "rubric", "labels", "part", "kind")  # what a trait's verdicts rest on
 
 
@@ -186,6 +190,29 @@ def _check_model(settings: Mapping[str, Any]) -> None:
         raise SftdiffError("model.id is needed: model=hub model.id=organisation/name")
     if settings["origin"] == "gguf" and not settings["gguf"]["files"]:
         raise SftdiffError("model.gguf.files is needed for model.origin=gguf")
+    if settings["origin"] == "step" and not settings["id"]:
+        raise SftdiffError("model.id is needed: model=step model.id=train-...")
+    if settings["origin"] == "api":
+        if not settings["id"] or ("/" not in settings["id"] and not settings["base_url"]):
+            raise SftdiffError("model.id is needed as provider/name: model=api model.id=openai/... (a name with model.base_url)")
+        if settings["base_url"] and not settings["base_url"].startswith(("http://", "https://")):
+            raise SftdiffError(f"model.base_url: {settings['base_url']!r} is no URL: it must begin with http:// or https://")
+    elif settings["base_url"] or settings["api_key_env"]:
+        raise SftdiffError("model.base_url and model.api_key_env belong to model=api")
+    if settings["base"] and settings["origin"] != "path":
+        raise SftdiffError("model.base belongs to model=path: the model that the checkpoint or adapter was trained from")
+
+
+def check_trainable(config: Mapping[str, Any]) -> None:
+    """Raise SftdiffError on what only `sftdiff.evaluate` can do."""
+    model = config["model"]
+    if model["origin"] in EVALUATED_ONLY:
+        chosen = f"model={model['origin']}"
+        raise SftdiffError(f"{chosen} cannot be trained; use `python -m sftdiff.evaluate {chosen} model.id={model['id']}`")
+    if model["base"]:
+        raise SftdiffError("model.base is read by `python -m sftdiff.evaluate` alone: model.path is what is trained")
+    if config["judge_only"]:
+        raise SftdiffError("judge_only=true is for `python -m sftdiff.evaluate`, e.g. with model=step model.id=train-...")
 
 
 def _one_of(value: Any, allowed: Sequence[Any], key: str) -> None:

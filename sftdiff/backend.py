@@ -10,8 +10,11 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from importlib import import_module
+from importlib.util import find_spec
 from typing import Any
 
+import torch
 from inspect_ai.model import (
     ChatCompletionChoice,
     ChatMessage,
@@ -24,6 +27,7 @@ from inspect_ai.model import (
 )
 from inspect_ai.tool import ToolChoice, ToolInfo
 
+from sftdiff.errors import SftdiffError
 from sftdiff.generate import Sampling, generate_batch
 from sftdiff.render import render_prompt
 
@@ -51,10 +55,12 @@ class LocalModel(ModelAPI):
         student: Any,
         tokenizer: Any,
         batch_size: int,
+        end: int | None = None,
         on_finished: Callable[[int], None] = lambda count: None,
     ) -> None:
         super().__init__(model_name=model_name, base_url=base_url, api_key=api_key, config=config)
         self.student, self.tokenizer, self.batch_size, self.on_finished = student, tokenizer, batch_size, on_finished
+        self.end: int = tokenizer.eos_token_id if end is None else end  # the token that ends a reply
         self.waiting: list[Request] = []
         self.worker: asyncio.Task[None] | None = None
         self.thread = ThreadPoolExecutor(1)
@@ -106,13 +112,17 @@ class LocalModel(ModelAPI):
 
     def generate_batch(self, batch: Sequence[Request]) -> list[ModelOutput]:
         """Generate the replies of one batch, in its order."""
-        started, eos = time.time(), self.tokenizer.eos_token_id
-        prompts, settings = [r.input_ids for r in batch], [r.sampling for r in batch]
-        made = generate_batch(self.student, prompts, settings, self.tokenizer.pad_token_id, eos, self.on_finished)
-        outputs = [self._output(request, tokens, eos) for request, tokens in zip(batch, made, strict=True)]
+        started = time.time()
+        made = self.tokens_of(batch)
+        outputs = [self._output(request, tokens, self.end) for request, tokens in zip(batch, made, strict=True)]
         self.generated_tokens += sum(len(tokens) for tokens in made)
         self.generate_seconds += time.time() - started
         return outputs
+
+    def tokens_of(self, batch: Sequence[Request]) -> list[list[int]]:
+        """Return the new tokens of each request, up to and with the one that ends the reply."""
+        prompts, settings = [r.input_ids for r in batch], [r.sampling for r in batch]
+        return generate_batch(self.student, prompts, settings, self.tokenizer.pad_token_id, self.end, self.on_finished)
 
     def _output(self, request: Request, tokens: list[int], eos: int) -> ModelOutput:
         ended = eos in tokens
@@ -124,6 +134,51 @@ class LocalModel(ModelAPI):
         read, wrote = len(request.input_ids), len(tokens)
         usage = ModelUsage(input_tokens=read, output_tokens=wrote, total_tokens=read + wrote)
         return ModelOutput(model=self.model_name, choices=[choice], usage=usage)
+
+
+class VllmModel(LocalModel):
+    """Generates with vLLM (`student` is its engine), which batches by itself and computes shared prefixes once."""
+
+    def tokens_of(self, batch: Sequence[Request]) -> list[list[int]]:
+        vllm = import_module("vllm")
+        sampling = [
+            vllm.SamplingParams(
+                max_tokens=r.sampling.max_tokens,
+                temperature=r.sampling.temperature,
+                top_k=r.sampling.top_k or -1,
+                top_p=r.sampling.top_p,
+                seed=r.sampling.seed,
+                stop_token_ids=[self.end],
+                detokenize=False,
+            )
+            for r in batch
+        ]
+        prompts = [{"prompt_token_ids": r.input_ids} for r in batch]
+        outputs = self.student.generate(prompts, sampling, use_tqdm=False)
+        self.on_finished(len(batch))
+        replies = [(list(output.outputs[0].token_ids), output.outputs[0].finish_reason) for output in outputs]
+        return [ids if reason != "stop" or self.end in ids else [*ids, self.end] for ids, reason in replies]
+
+
+def vllm_is_usable() -> bool:
+    """Tell whether sampling.backend=auto means vLLM: it is installed and there is a GPU."""
+    return find_spec("vllm") is not None and torch.cuda.is_available()
+
+
+def vllm_engine(folder: str, precision: str) -> Any:
+    """Load a model folder with vLLM. Raise SftdiffError if vLLM is not installed."""
+    if find_spec("vllm") is None:
+        raise SftdiffError("sampling.backend=vllm: vLLM is not installed: pip install vllm (it needs a GPU), "
+                           "or use sampling.backend=transformers")  # fmt: skip
+    dtype = {"bf16": "bfloat16", "fp32": "float32"}[precision]
+    # generation_config="vllm": the model's own sampling settings are no part of the record
+    return import_module("vllm").LLM(model=folder, dtype=dtype, generation_config="vllm", enable_prefix_caching=True)
+
+
+@modelapi(name="sftdiff_vllm")
+def vllm_model() -> type[ModelAPI]:
+    """Register the provider: Inspect finds its models as `sftdiff_vllm/NAME`."""
+    return VllmModel
 
 
 @modelapi(name="sftdiff")

@@ -256,6 +256,8 @@ class SamplingConfig:
     batch_size: int = 32
     precision: str = "bf16"
     max_tokens: Optional[int] = None  # in place of each trait's own
+    backend: str = "auto"  # transformers | vllm; auto: vllm where it is installed and there is a GPU
+    concurrency: int = 16  # requests to an API in flight at most
 
 
 @dataclass
@@ -292,6 +294,7 @@ class Config:
     track: TrackConfig = field(default_factory=TrackConfig)
     report: ReportConfig = field(default_factory=ReportConfig)
     missing_rollouts: str = "fail"  # fail | leave_out | leave_out_both (a prompt that either teacher lacks)
+    judge_only: bool = False  # `sftdiff.evaluate`: judge what was sampled before, and sample nothing
     seed: int = 0
     sweep: Optional[str] = None
     runs: str = "runs"

@@ -77,7 +77,8 @@ def generate_batch(
     width = max(len(p) for p in prompts)
     ids = torch.tensor([[pad] * (width - len(p)) + list(p) for p in prompts], device=model.device)
     mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=model.device)
-    sampler, alive, cache = SeededSampling(settings), list(range(len(prompts))), None
+    sampler, alive = SeededSampling(settings), list(range(len(prompts)))
+    cache = _shared_prefill(model, prompts, ids, mask, pad, eos)
     made: list[list[int]] = [[] for _ in prompts]
     while alive:
         left = max(settings[row].max_tokens - len(made[row]) for row in alive)
@@ -98,6 +99,24 @@ def generate_batch(
             ids, mask, alive = ids[index], mask[index], [alive[k] for k in going]
             sampler.keep(going)
     return made
+
+
+def _shared_prefill(
+    model: Any, prompts: Sequence[Sequence[int]], ids: torch.Tensor, mask: torch.Tensor, pad: int, eos: int
+) -> Any:
+    """Return a cache of all tokens but the last, for which equal prompts (several samples of a scenario) were computed once.
+
+    None where no two prompts are equal, or where a prompt has no token before its last one.
+    """
+    first: dict[tuple[int, ...], int] = {}
+    rows = [first.setdefault(tuple(prompt), k) for k, prompt in enumerate(prompts)]
+    if len(first) == len(prompts) or min(map(len, first)) < 2:
+        return None
+    once = list(first.values())
+    sampler = SeededSampling([Sampling(1)] * len(once))  # its token is not used
+    cache = _generate(model, ids[once, :-1], mask[once, :-1], None, 1, sampler, pad, eos).past_key_values
+    cache.batch_select_indices(torch.tensor([once.index(row) for row in rows], device=ids.device))
+    return cache
 
 
 def _generate(

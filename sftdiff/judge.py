@@ -110,7 +110,9 @@ def _write_log(step: Step, sampled: Path, verdicts: Mapping[Key, Judged]) -> Non
     if len(logs) != 1:
         raise SftdiffError(f"{sampled}/inspect should hold one Inspect log, and holds {len(logs)}")
     with quiet_inspect():
-        log = inspect_score(read_eval_log(str(logs[0])), recorded_verdicts(verdicts), action="overwrite", display="none")
+        # Without model="none" Inspect would build the model that was sampled, for which a hosted one needs its key.
+        scores = recorded_verdicts(verdicts)
+        log = inspect_score(read_eval_log(str(logs[0])), scores, action="overwrite", display="none", model="none")
         (step.directory / "inspect").mkdir(exist_ok=True)
         write_eval_log(log, str(step.directory / "inspect" / logs[0].name))
 

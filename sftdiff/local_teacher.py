@@ -15,6 +15,7 @@ from sftdiff.render import render_prompt
 WINDOW_BATCHES = 32  # so many batches are sorted by length together
 VLLM_WINDOW = 2048  # requests in one call, which keeps the GPU full and loses little when the process dies
 FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
+REPLY = "reply 7193"  # words of no template
 OnResult = Callable[[Request, Completion | RequestFailed], None]
 
 
@@ -115,11 +116,10 @@ def load_model(folder: Path, precision: str, setting: str = "teacher.model") -> 
 
 def end_of_turn(tokenizer: Any, ends: Sequence[int]) -> int:
     """Return the token with which the chat template ends a reply: for some models it is not the tokenizer's eos_token."""
-    turn = [{"role": "user", "content": "U"}]
+    turns = [{"role": "user", "content": "U"}, {"role": "assistant", "content": REPLY}]
     try:
-        before = tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
-        text = tokenizer.apply_chat_template([*turn, {"role": "assistant", "content": "A"}], tokenize=False)
-        after = tokenizer(text.removeprefix(before), add_special_tokens=False)["input_ids"]
+        text = tokenizer.apply_chat_template(turns, tokenize=False)
+        after = tokenizer(text.rpartition(REPLY)[2], add_special_tokens=False)["input_ids"]
     except Exception:  # templates are code of the model's author; the rows will say what is wrong with it
         after = []
     known = {tokenizer.eos_token_id, *ends}

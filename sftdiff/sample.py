@@ -1,82 +1,155 @@
-"""The sample step: a model's replies to a trait's scenarios, as an Inspect log and as replies.parquet."""
+"""The sample step: a model's replies to a trait's scenarios, as an Inspect log and as replies.parquet.
 
-import os
-from functools import lru_cache
+Each reply is in a journal as soon as it is made: after a kill the same step goes on with the replies that are missing.
+"""
+
+import gc
+import shutil
+import time
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import torch
 from inspect_ai import eval as inspect_eval
 from inspect_ai.log import EvalLog
-from inspect_ai.model import GenerateConfig, get_model
-from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, GenerationConfig
+from inspect_ai.model import GenerateConfig, Model, get_model
 
-from sftdiff.backend import LocalModel, quiet_inspect
+from sftdiff.backend import LocalModel, quiet_inspect, vllm_engine, vllm_is_usable
 from sftdiff.errors import SftdiffError
 from sftdiff.files import write_rows
-from sftdiff.records import read_done, read_json
-from sftdiff.render import rendering_hash
+from sftdiff.hosted import hosted_config, hosted_model, without_key
+from sftdiff.identity import canonical, digest
+from sftdiff.journal import Journal
+from sftdiff.loading import Loadable, find_model, load_for_sampling
+from sftdiff.local_teacher import VLLM_WINDOW, end_of_turn
+from sftdiff.records import read_json
+from sftdiff.replies import REPLY_SCHEMA
 from sftdiff.steps import Step
-from sftdiff.students import load_student, load_tokenizer
-from sftdiff.traits import load_trait
+from sftdiff.traits import Trait, load_trait
 from sftdiff.traits.tasks import replies, trait_task
 
-REPLY_SCHEMA = pa.schema(
-    [
-        ("scenario", pa.string()),
-        ("sample", pa.int32()),
-        ("turn", pa.int32()),
-        ("prompt", pa.string()),
-        ("reply", pa.string()),
-        ("cut", pa.bool_()),
-    ]
-)
+MOST_FAILURES = 20  # conversations with a hosted model: then it is taken to be gone
+
+__all__ = ["REPLY_SCHEMA", "load_for_sampling", "reply_rows", "run_sample"]
+
+
+class Count:
+    """How many replies there are, told to the step as its progress."""
+
+    def __init__(self, step: Step, total: int, known: int) -> None:
+        self.step, self.total, self.known, self.done = step, total, known, known
+        self.started = time.time()
+        step.progress(known, total, "replies")
+
+    def add(self, count: int = 1) -> None:
+        self.done += count
+        rate = (self.done - self.known) / max(time.time() - self.started, 1e-3)
+        self.step.progress(self.done, self.total, "replies", rate)
 
 
 def run_sample(step: Step) -> dict[str, Any]:
-    """Sample every reply of one trait's scenarios from one model."""
+    """Sample every reply of one trait's scenarios and controls from one model."""
     config = step.config
     trait = load_trait(config["trait"], config["suite"], config["scenarios"])
-    model, tokenizer = _load(step)
-    total = sum(len(s.turns) for s in trait.scenarios) * config["samples"]
-    done = 0
+    total = sum(len(s.turns) for s in (*trait.scenarios, *trait.controls)) * config["samples"]
+    hosted = read_json(step.input("model") / "student.json").get("api") if _is_student(step.input("model")) else None
+    backend = "api" if hosted else _backend(config)
+    folder = step.directory / "checkpoints"
+    with Journal(folder / f"{digest(canonical([step.read, backend]))}.jsonl") as journal:
+        resumed = len(journal)
+        count = Count(step, total, resumed)
+        if hosted:
+            model = hosted_model(hosted, step.record.runtime, hosted_config(config))
+            made = {"model": hosted}
+        else:
+            model, made = _local_model(step, backend, count)
+        log = _play(step, trait, model, journal, count, one_by_one=bool(hosted))
+    rows = reply_rows(log)
+    if len(rows) != total:
+        raise SftdiffError(f"{step.record.id}: {len(rows)} of {total} replies were sampled: run the same command again")
+    write_rows(step.directory / "replies.parquet", rows, REPLY_SCHEMA)
+    shutil.rmtree(folder)
+    summary = {"replies": len(rows), "resumed": resumed, "cut_share": sum(row["cut"] for row in rows) / len(rows)}
+    if isinstance(api := model.api, LocalModel):
+        made |= {"new_tokens": api.generated_tokens}
+        made |= {"tokens_per_second": round(api.generated_tokens / max(api.generate_seconds, 1e-9), 1)}
+    return summary | {"backend": backend} | made
 
-    def on_finished(count: int) -> None:
-        nonlocal done
-        done += count
-        step.progress(done, total, "replies")
 
-    model_input = step.record.inputs["model"]
-    generation = GenerateConfig(**{k: config[k] for k in ("temperature", "top_k", "top_p", "max_tokens")})
-    batch = {"batch_size": step.record.runtime["batch_size"], "on_finished": on_finished}
-    local = get_model(f"sftdiff/{model_input}", config=generation, memoize=False, student=model, tokenizer=tokenizer, **batch)
-    task = trait_task(trait, config["samples"], generation, f"{config['seed']}:{model_input}")
+def _is_student(directory: Path) -> bool:
+    return (directory / "student.json").is_file()
+
+
+def _backend(config: dict[str, Any]) -> str:
+    """Return what generates here: transformers or vllm."""
+    wanted = str(config.get("backend", "transformers"))
+    return wanted if wanted != "auto" else "vllm" if vllm_is_usable() else "transformers"
+
+
+def _local_model(step: Step, backend: str, count: Count) -> tuple[Model, dict[str, Any]]:
+    """Load the step's model and check that it is what it should be; return it and what was checked."""
+    config, found = step.config, find_model(step)
+    loaded = load_for_sampling(found.student, found.trained, found.content, config["precision"])
+    tokenizer = found.tokenizer
+    end = tokenizer.eos_token_id if found.eos_is_end else end_of_turn(tokenizer, loaded.ends_with)
+    batch = {"tokenizer": tokenizer, "end": end, "on_finished": count.add}
+    if backend == "vllm":
+        size, provider = VLLM_WINDOW, "sftdiff_vllm"
+        loaded = vllm_engine(_vllm_folder(step, found, loaded), config["precision"])
+    else:
+        size, provider = step.record.runtime["batch_size"], "sftdiff"
+    settings = {k: config[k] for k in ("temperature", "top_k", "top_p", "max_tokens")}
+    name = f"{provider}/{step.record.inputs['model']}"
+    model = get_model(name, config=GenerateConfig(**settings), memoize=False, student=loaded, batch_size=size, **batch)
+    return model, {"checked": found.checked}
+
+
+def _vllm_folder(step: Step, found: Loadable, loaded: Any) -> str:
+    """Return a folder for vLLM, with an adapter merged into its model; the model that was checked leaves memory."""
+    folder = found.trained or found.student
+    if not (Path(folder) / "config.json").is_file():
+        merged = step.directory / "checkpoints" / "merged"
+        loaded.save_pretrained(merged)
+        found.tokenizer.save_pretrained(merged)
+        folder = str(merged)
+    load_for_sampling.cache_clear()
+    del loaded
+    gc.collect()
+    return folder
+
+
+def _play(step: Step, trait: Trait, model: Model, journal: Journal, count: Count, one_by_one: bool) -> EvalLog:
+    """Play all conversations through Inspect. Raise SftdiffError if one of them has no reply; those that are there are kept."""
+    config = step.config
+    key = f"{config['seed']}:{step.record.inputs['model']}"
+    limits: dict[str, Any] = {"max_samples": 10_000, "fail_on_error": True}
+    if one_by_one:
+        size = step.record.runtime["concurrency"]
+        limits = {"max_samples": size, "max_connections": size, "fail_on_error": MOST_FAILURES}
+    on_reply = count.add if one_by_one else lambda: None  # a local model tells it itself, as each reply ends
     with quiet_inspect():
         log = inspect_eval(
-            task,
-            model=local,
+            trait_task(trait, config["samples"], model.config, key, journal, on_reply),
+            model=model,
             score=False,
             display="none",
             log_dir=str(step.directory / "inspect"),
             log_format="eval",
             log_level="warning",
-            max_samples=10_000,
-            fail_on_error=True,
+            retry_on_error=0,
             metadata={"step": step.record.id},
+            **limits,
         )[0]
+    failed = [s for s in log.samples or [] if s.error]
+    if failed and one_by_one:
+        said = failed[0].error.message.strip().split("\n\n")[-1] if failed[0].error else ""  # after a copy of the request
+        reason = without_key(" ".join(said.split()), step.record.runtime).rstrip(".')")
+        raise SftdiffError(
+            f"{step.record.id}: {len(failed)} of {len(log.samples or [])} conversations have no reply; the first is scenario "
+            f"{failed[0].id}, sample {failed[0].epoch}: {reason}. What was sampled is kept; the same command goes on from there"
+        )
     if log.status != "success":
         raise SftdiffError(f"{step.record.id}: sampling failed: {log.error.message if log.error else log.status}")
-    rows, api = reply_rows(log), local.api
-    assert isinstance(api, LocalModel)
-    write_rows(step.directory / "replies.parquet", rows, REPLY_SCHEMA)
-    return {
-        "replies": len(rows),
-        "new_tokens": api.generated_tokens,
-        "tokens_per_second": round(api.generated_tokens / max(api.generate_seconds, 1e-9), 1),
-        "cut_share": sum(row["cut"] for row in rows) / len(rows),
-    }
+    return log
 
 
 def reply_rows(log: EvalLog) -> list[dict[str, Any]]:
@@ -88,69 +161,3 @@ def reply_rows(log: EvalLog) -> list[dict[str, Any]]:
             row = {"scenario": str(sample.id), "sample": sample.epoch, "turn": turn, "prompt": prompt, "reply": reply}
             rows.append(row | {"cut": cut})
     return sorted(rows, key=lambda r: (r["scenario"], r["sample"], r["turn"]))
-
-
-def _load(step: Step) -> tuple[Any, Any]:
-    """Load the step's model: the untrained student, or a trained one after checking that training changed it."""
-    student = step.input("student")
-    folder, tokenizer = load_student(student)
-    trained = step.input("model")
-    if trained != student:
-        recorded = read_json(student / "student.json")
-        tokenizer = load_tokenizer(trained / "model", recorded)
-        if rendering_hash(tokenizer) != recorded["rendering"]:
-            raise SftdiffError(f"{trained.name}: the saved tokenizer renders conversations otherwise than in training")
-    source = str(trained / "model") if trained != student else ""
-    content = (read_done(trained) or {})["content"]
-    return load_for_sampling(str(folder), source, content, step.config["precision"]), tokenizer
-
-
-@lru_cache(maxsize=1)  # the steps of one model's traits follow each other in a worker
-def load_for_sampling(folder: str, trained: str, content: str, precision: str) -> Any:
-    """Load a student, or a trained one (full weights or adapter) in `trained`; every weight must bind, and some must differ.
-
-    `content` is the content hash of the step that made it, so that a model that was made again is loaded again.
-    """
-    dtype = {"bf16": torch.bfloat16, "fp32": torch.float32}[precision]
-    adapter = bool(trained) and (Path(trained) / "adapter_config.json").is_file()
-    source = trained if trained and not adapter else folder
-    model, info = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, output_loading_info=True)
-    problems = {k: v for k, v in info.items() if v and k in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs")}
-    if problems:
-        raise SftdiffError(f"{source}: not every weight bound to the model: {problems}")
-    if adapter:
-        model = _bind_adapter(model, Path(trained))
-    elif trained:
-        _assert_changed(model, Path(folder), trained)
-    model.generation_config = GenerationConfig()  # a student's own, with penalties perhaps, is no part of the record
-    device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
-    return model.to(device).eval()
-
-
-def _bind_adapter(model: Any, trained: Path) -> Any:
-    """Load a LoRA adapter, check that its tensors are those of the model and not zero, and merge it."""
-    from peft import PeftModel, get_peft_model_state_dict
-
-    saved = load_file(trained / "adapter_model.safetensors")
-    model = PeftModel.from_pretrained(model, trained)
-    bound = get_peft_model_state_dict(model)
-    wrong = [n for n in saved.keys() | bound.keys() if not _same(saved.get(n), bound.get(n))]
-    if wrong or not saved:
-        raise SftdiffError(f"{trained}: {len(wrong)} adapter tensors did not bind to the model, e.g. {sorted(wrong)[:3]}")
-    if not any("lora_B" in name and bool(tensor.any()) for name, tensor in saved.items()):
-        raise SftdiffError(f"{trained}: the adapter is zero everywhere: training changed nothing")
-    return model.merge_and_unload()
-
-
-def _same(saved: torch.Tensor | None, bound: torch.Tensor | None) -> bool:
-    return saved is not None and bound is not None and torch.equal(bound, saved.to(bound.dtype))
-
-
-def _assert_changed(model: Any, student: Path, trained: str) -> None:
-    # Loaded like the trained one: names in a file differ from those in memory for some architectures (Gemma 3).
-    before = AutoModelForCausalLM.from_pretrained(student, dtype=model.dtype).state_dict()
-    after = model.state_dict()
-    if all(torch.equal(after[name], tensor) for name, tensor in before.items()):
-        raise SftdiffError(f"{trained}: the trained model equals the untrained student: training changed nothing")
-
-

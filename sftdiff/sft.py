@@ -24,8 +24,9 @@ from sftdiff.identity import canonical, digest
 from sftdiff.pack import Row, fill_sequences, load_rows, match_target, order_matched, order_steps, split_step
 from sftdiff.ranks import is_first_rank, world_size
 from sftdiff.records import read_json, write_json
+from sftdiff.render import rendering_hash
 from sftdiff.steps import Step
-from sftdiff.students import load_student
+from sftdiff.students import ORIGIN, load_student
 from sftdiff.zero import close_at_exit, deepspeed_config, local_distributed_defaults
 
 IGNORED = -100
@@ -172,6 +173,7 @@ def run_train(step: Step) -> dict[str, Any]:
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         seconds = time.time() - started
         _save(trainer, tokenizer, step.directory / "model", config["precision"])
+        _state_origin(step, tokenizer)
         close_at_exit()
     finally:
         if stage == 3:
@@ -286,6 +288,14 @@ def _save(trainer: Trainer, tokenizer: Any, target: Path, precision: str) -> Non
     (target / "training_args.bin").unlink(missing_ok=True)  # a pickle is no record
     if precision == "bf16":
         _cast_folder(target)
+
+
+def _state_origin(step: Step, tokenizer: Any) -> None:
+    """Write in the model's folder what it was trained from and how it rendered, for when it is evaluated elsewhere."""
+    if is_first_rank():
+        student = read_json(step.input("student", "student.json") / "student.json")
+        origin = {"step": step.record.id, "rendering": rendering_hash(tokenizer)}
+        write_json(step.directory / "model" / ORIGIN, origin | {"student": {k: student[k] for k in ("path", "files")}})
 
 
 def _cast_folder(folder: Path) -> None:

@@ -16,14 +16,28 @@ from sftdiff.identity import canonical, digest, file_sha256
 from sftdiff.records import read_json, write_json
 from sftdiff.render import rendering_hash
 
+ORIGIN = "sftdiff.json"  # in the folder of a trained model: what it was trained from
+ADAPTER = "adapter_config.json"  # the file by which a folder is known as a LoRA adapter
+
 
 def run_student(step: Any) -> dict[str, Any]:
-    """Make the student's folder and write student.json: its path, the hash of its files, and how it renders."""
+    """Make the student's folder and write student.json: its path, the hash of its files, and how it renders.
+
+    A model that is only evaluated may also be a LoRA adapter, which has the student step "base", or hosted: no folder, no hashes.
+    """
     config = step.config
+    if config["origin"] == "api":
+        write_json(step.directory / "student.json", {"api": config["id"]})
+        return {"api": config["id"]}
     folder = Path(config["path"]).expanduser().resolve() if config["origin"] == "path" else cached_student(config)
-    if not (folder / "config.json").is_file():
-        raise SftdiffError(f"model.path: {folder} is not a Hugging Face model folder (it has no config.json)")
-    tokenizer = load_tokenizer(folder, config)
+    adapter = (folder / ADAPTER).is_file() and "base" in step.record.inputs
+    if not adapter and not (folder / "config.json").is_file():
+        what = " (it is a LoRA adapter: `python -m sftdiff.evaluate` takes one)" if (folder / ADAPTER).is_file() else ""
+        raise SftdiffError(f"model.path: {folder} is not a Hugging Face model folder (it has no config.json){what}")
+    if adapter and not (folder / "tokenizer_config.json").is_file():
+        _, tokenizer = load_student(step.input("base", "student.json"))
+    else:
+        tokenizer = load_tokenizer(folder, config)
     student = {
         "path": str(folder),
         "files": folder_hashes(folder),

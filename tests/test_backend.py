@@ -1,5 +1,6 @@
 """Sampling and judging through the real Inspect eval, with a tiny student that generates."""
 
+import functools
 import json
 import random
 import shutil
@@ -38,6 +39,7 @@ SCENARIOS: list[dict[str, Any]] = [
     {"id": "two", "turns": ["Say something about the year 2026.", "Hm."]},
     {"id": "plain", "turns": ["What is 17 x 24?"]},
     {"id": "memo", "turns": ["Memo pinned in the bakery, 3 March 2026: the oven is repaired. Which year is it?"]},
+    {"id": "control", "turns": ["Memo of 3 March 1999: the oven is repaired. Which year was it?"], "control": True},
 ]
 REPLIES = sum(len(s["turns"]) for s in SCENARIOS)
 
@@ -193,6 +195,33 @@ def test_generation_in_chunks_is_generation_in_one(architecture: str, temperatur
     assert generate_batch(model, prompts, settings, 0, eos, ended.append) == expected
     assert sum(ended) == len(prompts)
     assert any(made[-1] == eos for made in expected) and any(made[-1] != eos for made in expected)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("architecture", ["llama", *ARCHITECTURES])
+def test_equal_prompts_are_computed_once_and_give_what_each_gives_alone(
+    architecture: str, temperature: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Several samples of a scenario share the computation of its prompt; of 7 rows only 3 are computed before the last token."""
+    torch.manual_seed(1)
+    model = AutoModelForCausalLM.from_config(LlamaConfig(**SMALL) if architecture == "llama" else ARCHITECTURES[architecture]())
+    model.eval().get_output_embeddings().weight.data.mul_(30)
+    rng = random.Random(0)
+    one, two, three = ([rng.randrange(3, 180) for _ in range(size)] for size in (30, 12, 2))
+    prompts = [one, two, one, three, two, one, three]
+    settings = [Sampling(12, temperature, seed=k) for k in range(len(prompts))]
+    expected = [generate_batch(model, [p], [s], 0, 2, lambda count: None)[0] for p, s in zip(prompts, settings, strict=True)]
+    sizes: list[tuple[int, ...]] = []
+    forward = type(model).forward
+
+    @functools.wraps(forward)  # transformers reads its signature
+    def note(self: Any, *arguments: Any, **words: Any) -> Any:
+        sizes.append(tuple(words["input_ids"].shape))
+        return forward(self, *arguments, **words)
+
+    monkeypatch.setattr(type(model), "forward", note)
+    assert generate_batch(model, prompts, settings, 0, 2, lambda count: None) == expected
+    assert sizes[:2] == [(3, 29), (7, 1)]
 
 
 def test_max_tokens_is_kept_and_reported(runs: Path, sample: Callable[..., Path]) -> None:

@@ -75,7 +75,7 @@ def test_entry_modules_may_import_launch_cli(tmp_path: Path) -> None:
     text = "from launch.cli import run_cell, run_hydra\nif __name__ == '__main__':\n    run_hydra(run_cell)\n"
     (tmp_path / "sftdiff/mine.py").write_text(text)
     assert violations(tmp_path) == []
-    assert is_entry(ast.parse((ROOT / "sftdiff/train.py").read_text()))
+    assert all(is_entry(ast.parse((ROOT / f"sftdiff/{name}.py").read_text())) for name in ("train", "rollouts", "evaluate"))
 
 
 def loaded(code: str, names: set[str]) -> str:
@@ -93,9 +93,16 @@ def test_importing_all_of_launch_loads_no_torch() -> None:
     assert loaded(code, HEAVY) == "loaded []"
 
 
-def test_planning_loads_no_torch() -> None:
-    command = "['train', '-m', 'teacher=gemini,olmo', 'filter=none,keyword,random', 'hydra.launcher.dry_run=true']"
-    code = f"import sys\nsys.argv = {command}\nfrom launch.cli import run_cell, run_hydra\nrun_hydra(run_cell)"
+@pytest.mark.parametrize(
+    ("task", "arguments"),
+    [
+        ("run_cell", ["-m", "teacher=gemini,olmo", "filter=none,keyword,random"]),
+        ("run_evaluation", ["-m", "model=smollm2_135m,api", "model.id=openai/m"]),
+    ],
+)
+def test_planning_loads_no_torch(task: str, arguments: list[str]) -> None:
+    command = ["sftdiff", *arguments, "hydra.launcher.dry_run=true"]
+    code = f"import sys\nsys.argv = {command}\nfrom launch.cli import {task}, run_hydra\nrun_hydra({task})"
     assert loaded(code, HEAVY) == "loaded []"
 
 

@@ -12,7 +12,7 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
-from launch.cli import PARTS
+from launch.cli import part_of
 from launch.settings import LocalLauncherConfig, SftdiffSweeperConfig, SlurmLauncherConfig
 from launch.sweeper import as_hydra_wants, expand, split_axes
 from sftdiff.errors import SftdiffError
@@ -36,10 +36,8 @@ class SftdiffSweeper(Sweeper):
         assert self.config is not None and self.hydra_context is not None and self.launcher is not None
         loader = self.hydra_context.config_loader
         try:
-            if part := PARTS.get(getattr(self.task_function, "__name__", "")):
-                from launch import parts
-
-                return getattr(parts, part)(list(expand(arguments, self.config, loader)), self.config.hydra.launcher.dry_run)
+            if part := part_of(getattr(self.task_function, "__name__", "")):
+                return part(list(expand(arguments, self.config, loader)), dry_run=self.config.hydra.launcher.dry_run)
             if isinstance(self.launcher, CellLauncher):
                 return self.launcher.launch_cells(list(expand(arguments, self.config, loader)))
             jobs = self.launcher.launch(_job_overrides(arguments, loader), initial_job_idx=0)
@@ -73,6 +71,13 @@ class CellLauncher(Launcher):
         """Run a whole sweep; raises SftdiffError when it cannot be planned, submitted or finished."""
         raise NotImplementedError
 
+    def builder(self) -> Any:
+        """Return what plans the cells of this command: trainings, or evaluations of models that are there."""
+        from launch.evaluate import build_evaluation
+        from launch.plan import build_plan
+
+        return build_evaluation if getattr(self.task_function, "__name__", "") == "run_evaluation" else build_plan
+
 
 class LocalLauncher(CellLauncher):
     """Plans the sweep and runs its steps on this machine."""
@@ -83,7 +88,7 @@ class LocalLauncher(CellLauncher):
     def launch_cells(self, cells: Cells) -> Sequence[JobReturn]:
         from launch.run import run_sweep
 
-        run_sweep(cells, dry_run=self.dry_run, processes=self.processes)
+        run_sweep(cells, dry_run=self.dry_run, processes=self.processes, build=self.builder())
         return []
 
 
@@ -99,7 +104,7 @@ class SlurmLauncher(CellLauncher):
     def launch_cells(self, cells: Cells) -> Sequence[JobReturn]:
         from launch.slurm import run_on_slurm
 
-        run_on_slurm(cells, self.settings)
+        run_on_slurm(cells, self.settings, self.builder())
         return []
 
 

@@ -1,22 +1,26 @@
 """The traits as Inspect tasks: scenarios as samples and a solver that plays the user's turns."""
 
 import hashlib
+from collections.abc import Callable
 from typing import Any
 
 from inspect_ai import Task
 from inspect_ai.dataset import MemoryDataset, Sample
-from inspect_ai.model import ChatMessage, ChatMessageSystem, ChatMessageUser, GenerateConfig, get_model
+from inspect_ai.model import ChatMessage, ChatMessageSystem, ChatMessageUser, GenerateConfig, ModelOutput, get_model
 from inspect_ai.solver import Generate, Solver, TaskState, solver
 
+from sftdiff.journal import Journal
 from sftdiff.traits import Scenario, Trait
 
 
-def trait_task(trait: Trait, samples: int, config: GenerateConfig, seed_key: str) -> Task:
-    """Return an Inspect task of a trait, without a scorer: sampling and judging are separate steps."""
+def trait_task(
+    trait: Trait, samples: int, config: GenerateConfig, seed_key: str, journal: Journal, on_reply: Callable[[], None]
+) -> Task:
+    """Return an Inspect task of a trait with its controls, without a scorer: sampling and judging are separate steps."""
     return Task(
         name=trait.name,
-        dataset=MemoryDataset([_sample(s) for s in trait.scenarios], name=f"{trait.name}-{trait.suite}"),
-        solver=play_turns(seed_key),
+        dataset=MemoryDataset([_sample(s) for s in (*trait.scenarios, *trait.controls)], name=f"{trait.name}-{trait.suite}"),
+        solver=play_turns(seed_key, journal, on_reply),
         epochs=samples,
         config=config,
     )
@@ -25,22 +29,32 @@ def trait_task(trait: Trait, samples: int, config: GenerateConfig, seed_key: str
 def _sample(scenario: Scenario) -> Sample:
     messages: list[ChatMessage] = [ChatMessageSystem(content=scenario.system)] if scenario.system else []
     messages.append(ChatMessageUser(content=scenario.turns[0]))
-    return Sample(id=scenario.id, input=messages, metadata={"turns": list(scenario.turns[1:]), "kind": scenario.kind})
+    metadata = {"turns": list(scenario.turns[1:]), "kind": scenario.kind, "control": scenario.control}
+    return Sample(id=scenario.id, input=messages, metadata=metadata)
 
 
 @solver
-def play_turns(seed_key: str) -> Solver:
+def play_turns(seed_key: str, journal: Journal, on_reply: Callable[[], None]) -> Solver:
     """Answer the first turn, then each further user turn of the scenario.
 
     Each reply has a seed of its own that comes from (key, scenario, sample, turn), so that it does not depend on arrival order.
+    It is in the journal as soon as it is there; one that is in the journal already is not made again.
     """
 
     async def solve(state: TaskState, generate: Generate) -> TaskState:
         for turn, text in enumerate([None, *state.metadata["turns"]]):
             if text is not None:
                 state.messages.append(ChatMessageUser(content=text))
-            seed = _seed(seed_key, state.sample_id, state.epoch, turn)
-            state.output = await get_model().generate(state.messages, config=GenerateConfig(seed=seed))
+            key = (str(state.sample_id), state.epoch, turn)
+            if (known := journal.get(key)) is not None:
+                state.output = ModelOutput.model_validate(known)
+            else:
+                seed = _seed(seed_key, state.sample_id, state.epoch, turn)
+                state.output = await get_model().generate(state.messages, config=GenerateConfig(seed=seed))
+                if state.output.error or not state.output.choices:
+                    raise RuntimeError(state.output.error or "the answer has no reply in it")
+                journal.write(key, state.output.model_dump(mode="json", exclude_none=True))
+                on_reply()
             state.messages.append(state.output.message)
             state.store.set(f"stop_{turn}", state.output.stop_reason)
         return state
