@@ -20,7 +20,7 @@ from sftdiff.traits import load_scorer
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,59}")  # of a sweep
 NOT_ARMS = ("seed", "trait_eval")  # axes that do not make another arm
-REPORT_VERSION = 2
+REPORT_VERSION = 3
 
 
 @dataclass
