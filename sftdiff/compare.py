@@ -94,12 +94,14 @@ def trait_differences(
     baseline = baseline_arm(settings["baseline"], ids)
     pairs = [(i, baseline, {"family": "baseline"}) for i in ids if i != baseline]
     pairs += [(b, a, {"family": "contrast", "axis": axis}) for a, b, axis in _contrasts(arms)[:MAX_CONTRASTS]]
+    untrained = {arm["id"] for arm in arms if arm["untrained"]}
     interpreted = {(level["arm"], level["trait"]): level["interpreted"] for level in levels}
     found: list[Row] = []
     for arm, base, family in pairs:
+        scope = "over scenarios; these models as they are" if {arm, base} <= untrained else None
         for trait in traits:
             name = trait["name"]
-            values = _difference(verdicts[arm][name], verdicts[base][name], trait, settings["resamples"])
+            values = _difference(verdicts[arm][name], verdicts[base][name], trait, settings["resamples"], scope)
             ok = interpreted[arm, name] and interpreted[base, name]
             if not ok and values["value"] is not None:
                 values["call"] = "not interpreted"
@@ -135,7 +137,7 @@ def _contrasts(arms: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, str]]:
     return pairs
 
 
-def _difference(arm: BySeed, base: BySeed, trait: Mapping[str, Any], resamples: int) -> Row:
+def _difference(arm: BySeed, base: BySeed, trait: Mapping[str, Any], resamples: int, scope: str | None) -> Row:
     """Return the paired difference of two arms on one trait; seeds that only one of them has are left out."""
     none: Row = dict.fromkeys(("value", "low", "high", "method", "scope", "p", "call")) | {"per_seed": {}}
     arm, base = ({seed: trait_rows(rows) for seed, rows in side.items()} for side in (arm, base))
@@ -153,7 +155,7 @@ def _difference(arm: BySeed, base: BySeed, trait: Mapping[str, Any], resamples: 
         one, other = (_values(next(iter(side.values()))) for side in (arm, base))
         interval = stats.difference_of_replies(one, other, kind, SCALES[kind])
     else:
-        interval = stats.difference(left, right, kind, SCALES[kind], resamples, 0)
+        interval = stats.difference(left, right, kind, SCALES[kind], resamples, 0, scope)
     return vars(interval) | {
         "call": stats.call(interval, trait["smallest_effect"]),
         "per_seed": {str(seed): _mean(row) for seed, row in zip(sorted(arm), gaps, strict=True)},
@@ -180,6 +182,6 @@ def arm_notes(
         for name, what in (("empty", "are empty"), ("loop", "repeat themselves without end")):
             share = level[f"{name}_share"]
             if share > MAX_BROKEN_SHARE:
-                broken = f"{share:.0%} of its replies {what}: this model may have lost ability, and its level may come of that"
+                broken = f"{share:.0%} of its replies {what}: a weak or broken model, and its level may come of that"
                 notes.append(f"{titles[level['trait']]}: {broken}")
     return notes

@@ -216,8 +216,10 @@ def family_view(
         entry["cells"][row["trait"]] = cell_view(row, kinds.get(row["trait"], "share"), methods, True)
         entry["rows"][row["trait"]] = row
     calls = Counter(str(row.get("call")) for row in rows)
+    found = [row for row in rows if row.get("call") in ("higher", "lower") and not row.get("guard")]
     return {
         "key": family, "baselines": baselines, "rows": list(table.values()), "count": len(rows),
+        "found": len(found), "holding": sum(not falls(row) for row in found),
         "calls": [(call, calls[call]) for call in dict.fromkeys([*plots.CALLS, *calls]) if calls[call]],
         "plots": [plots.difference_plot(trait, table.values()) for trait in report.get("traits") or []] if rows else [],
     }  # fmt: skip
