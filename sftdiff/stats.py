@@ -9,10 +9,14 @@ Which method, by seeds:
   differences of shares, take it into score limits (`sftdiff.limits`), since those stay in the scale and stay right for few
   and skewed scores; differences of ratings are their mean and t times its standard error;
 - 20 or more: two levels of resampling, seeds and for all of them together scenarios (the "pigeonhole" bootstrap of Owen 2007,
-  Ann. Appl. Stat. 1:386), percentile limits. With fewer it fails: of 1500 simulated sweeps (40 scenarios, seeds that differ
+  Ann. Appl. Stat. 1:386), percentile limits. With fewer it fails: in simulations (40 scenarios, seeds that differ
   more than scenarios do) it held the true mean in 64 % with 2 seeds, 80 % with 3, 88 % with 5, 92 % with 10, 95 % with 20,
   and in 98-99 % with 5 to 10 where seeds are alike. Over scenarios alone it held skewed ratings' mean in 51-89 %.
-@COVERAGE@
+
+What `python -m tests.bench.coverage` measured with 3 and 5 seeds and 20, 40 and 60 scenarios, of intervals that should hold the
+truth in 95 %: ratings 94.3-98.0 %, shares from 10 % on 93.5-98.2 %, differences of shares 93.2-97.8 %. It is above 97 % where 3
+seeds are alike, since their t is then too large. Where hardly a reply shows the trait, intervals are too wide as well: shares of
+5 % 94.0-98.7 %, of 2 % 96.8-98.9 %. One seed: 92.3-97.8 %, and differences of two shares of 5 % 97-100 %.
 With 2 seeds one degree of freedom says how seeds differ: t is 12.7, and intervals are as wide as such a little deserves.
 """
 
