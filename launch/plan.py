@@ -22,7 +22,7 @@ from sftdiff.traits import scenarios_version
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,59}")  # of a sweep
 NOT_ARMS = ("seed", "trait_eval")  # axes that do not make another arm
-REPORT_VERSION = 2
+REPORT_VERSION = 3
 JUDGED_BY = ("_target_", "rubric", "labels", "part", "kind", "guard")  # what of a trait's settings a judge reads
 
 

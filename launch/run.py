@@ -155,7 +155,8 @@ def print_levels(report: Mapping[str, Any]) -> None:
     table = Table(title="Trait levels [95 % interval]", title_justify="left")
     table.add_column("arm")
     for trait in report["traits"]:
-        table.add_column(escape(f"{trait['title']}\n{trait['unit']}"))
+        guard = " (guard)" if trait["guard"] else ""
+        table.add_column(escape(f"{trait['title']}{guard}\n{trait['unit']}"))
     cells = {(level["arm"], level["trait"]): level for level in report["levels"]}
     for arm in report["arms"]:
         shown = [_level(cells.get((arm["id"], t["name"])), t["kind"]) for t in report["traits"]]

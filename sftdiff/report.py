@@ -11,15 +11,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sftdiff.compare import MAX_CUT_SHARE, SCALES, BySeed, trait_differences, trait_level
+from sftdiff.compare import SCALES, BySeed, arm_notes, trait_differences, trait_level
 from sftdiff.errors import SftdiffError
 from sftdiff.files import read_table
 from sftdiff.records import load_record, read_done, read_json, write_json
 from sftdiff.report_html import render_report
 from sftdiff.steps import Step, run_step
 from sftdiff.trace import USAGE, rows_command
+from sftdiff.verdicts import ok_rows, one_judge, trait_rows
 
 EXAMPLE_CHARACTERS = 3000
+LEAST_OK_SHARE = 0.9  # of a level's replies; below it there is a warning
 
 
 def run_report(step: Step) -> dict[str, Any]:
@@ -38,10 +40,13 @@ def build_report(step: Step, cells: Sequence[Mapping[str, Any]]) -> dict[str, An
     arms = _arms(step, cells)
     verdicts = {arm["id"]: _verdicts(step, cells, arm["id"], traits) for arm in arms}
     levels = [trait_level(arm, trait, verdicts[arm["id"]][trait["name"]], settings) for arm in arms for trait in traits]
+    differences = trait_differences(arms, traits, verdicts, levels, settings)
+    for arm in arms:
+        arm["notes"] = arm_notes(arm["id"], traits, levels, differences)
     missing = _missing(step, cells)
     axes = list(dict.fromkeys(axis for arm in arms for axis in arm["axes"]))
     return {
-        "schema": 1,
+        "schema": 2,
         "sweep": step.config["sweep"],
         "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "command": step.record.runtime.get("command", ""),
@@ -53,12 +58,12 @@ def build_report(step: Step, cells: Sequence[Mapping[str, Any]]) -> dict[str, An
         "arms": arms,
         "traits": traits,
         "levels": levels,
-        "differences": trait_differences(arms, traits, verdicts, levels, settings),
+        "differences": differences,
         "curves": _curves(step, cells),
         "mixtures": _mixtures(step, cells),
         "examples": _examples(arms, traits, verdicts, settings["examples"]),
         "missing": missing,
-        "warnings": _warnings(step, levels),
+        "warnings": _warnings(step, arms, levels),
         "provenance": _provenance(step, cells),
     }
 
@@ -110,11 +115,13 @@ def _traits(step: Step, cells: Sequence[Mapping[str, Any]]) -> list[dict[str, An
     found: dict[str, dict[str, Any]] = {}
     for cell in cells:
         for name, settings in cell["traits"].items():
-            keys = ("title", "unit", "kind", "suite", "smallest_effect", "max_tokens")
+            keys = ("title", "unit", "kind", "suite", "smallest_effect", "max_tokens", "guard")
             found.setdefault(name, {"name": name, "scale": SCALES[settings["kind"]]} | {k: settings[k] for k in keys})
     for name, trait in found.items():
-        tables = [_table(step, c["judges"][name]) for c in cells if name in c["judges"]]
-        trait["scenarios"] = max((len({r["scenario"] for r in t}) for t in tables if t), default=None)
+        judges = dict.fromkeys(c["judges"][name] for c in cells if name in c["judges"])
+        tables = {judge: rows for judge in judges if (rows := _table(step, judge))}
+        trait["judge"], trait["rubric"] = one_judge(name, tables)
+        trait["scenarios"] = max((len({r["scenario"] for r in trait_rows(t)}) for t in tables.values()), default=None)
     return list(found.values())
 
 
@@ -218,7 +225,8 @@ def _examples(
             if not by_seed:
                 continue
             seed = min(by_seed)
-            ranked = sorted(by_seed[seed], key=lambda r: (-r["value"], r["scenario"], r["sample"], r["turn"]))
+            rows = ok_rows(trait_rows(by_seed[seed]))
+            ranked = sorted(rows, key=lambda r: (-r["value"], r["scenario"], r["sample"], r["turn"]))
             for row in ranked[:count]:
                 shown = {k: row[k] for k in ("scenario", "value", "label", "evidence", "cut")}
                 texts = {k: row[k][:EXAMPLE_CHARACTERS] for k in ("prompt", "reply")}
@@ -237,8 +245,8 @@ def _missing(step: Step, cells: Sequence[Mapping[str, Any]]) -> list[dict[str, A
     return list(found.values())
 
 
-def _warnings(step: Step, levels: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return what a reader must know before comparing: differing libraries, traits that are not interpreted."""
+def _warnings(step: Step, arms: Sequence[Mapping[str, Any]], levels: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return what a reader must know before comparing: differing libraries, lost abilities, traits that are not interpreted."""
     versions: dict[str, set[str]] = {}
     for step_id in step.record.inputs.values():
         path = _directory(step, step_id) / "provenance.json"
@@ -247,9 +255,12 @@ def _warnings(step: Step, levels: Sequence[Mapping[str, Any]]) -> list[str]:
     mixed = [f"{name} ({', '.join(sorted(v))})" for name, v in versions.items() if len(v) > 1]
     found = [f"library versions differ between compared steps: {', '.join(mixed)}"] if mixed else []
     found += [f"{level['arm']}, {level['trait']}: {level['note']}" for level in levels if level["note"] and level["replies"]]
-    if any(level["loop_share"] and level["loop_share"] > MAX_CUT_SHARE for level in levels):
-        found.append("more than 20 % of the replies of an arm are loops: look at the reply health table")
-    return found
+    found += [
+        f"{row['arm']}, {row['trait']}: {1 - row['ok_share']:.0%} of the replies have no verdict that counts "
+        f"({row['invalid']} invalid, {row['error']} errors)"
+        for row in levels if row["replies"] and row["ok_share"] < LEAST_OK_SHARE
+    ]  # fmt: skip
+    return found + [f"{arm['id']}: {note}" for arm in arms for note in arm["notes"]]
 
 
 def _provenance(step: Step, cells: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -267,7 +278,7 @@ def _provenance(step: Step, cells: Sequence[Mapping[str, Any]]) -> dict[str, Any
     return {
         **{k: own[k] for k in ("sftdiff", "python", "libraries", "host", "git_commit", "git_dirty")},
         "precision": ", ".join(sorted({c["precision"] for c in cells})),
-        "deepspeed": ", ".join("off" if s == "0" else f"zero{s}" for s in stages),
+        "deepspeed": ", ".join("off" if s == "0" else f"zero{s}" for s in stages) or "nothing was trained",
         "steps": steps,
         "tracker": f"W&B {step.record.runtime.get('track', {}).get('mode', 'off')}",
     }

@@ -17,6 +17,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import escape
 
 from sftdiff import report_plots as plots
+from sftdiff.report_details import detail_rows, falls, tests_view
 from sftdiff.report_plots import View, number
 from sftdiff.report_shares import share_plots
 
@@ -62,6 +63,7 @@ def build_view(report: Mapping[str, Any]) -> View:
         "cells": [(arm["id"], cell) for arm in arms for cell in arm["cells"]],
         "mixtures": [mixture_view(mixture) for mixture in report.get("mixtures") or []],
         "health": {(row["arm"], row["trait"]): row for row in report.get("levels") or []},
+        "details": detail_rows(report, arms),
         **example_view(report, arms), "provenance": provenance_view(report.get("provenance") or {}),
     }  # fmt: skip
 
@@ -99,7 +101,7 @@ def all_arms(report: Mapping[str, Any]) -> list[View]:
     arms = [
         {"id": name, "axes": arm.get("axes") or {}, "untrained": bool(arm.get("untrained")),
          "seeds": arm.get("seeds") or [], "cells": [filled_cell(cell) for cell in arm.get("cells") or []],
-         "stand_in": (arm.get("axes") or {}).get("teacher") in stands}
+         "stand_in": (arm.get("axes") or {}).get("teacher") in stands, "notes": arm.get("notes") or []}
         for name, arm in held.items()
     ]  # fmt: skip
     return sorted(arms, key=lambda arm: not arm["untrained"])
@@ -168,6 +170,7 @@ def cell_view(row: Mapping[str, Any], kind: str, methods: Mapping[tuple[str, str
     return {
         **texts, "interpreted": bool(row.get("interpreted", True)), "note": row.get("note"),
         "method": method["key"] if method and texts["interval"] else "", "call": plots.call_view(row),
+        "tests": tests_view(row), "falls": falls(row),
     }  # fmt: skip
 
 
@@ -213,8 +216,10 @@ def family_view(
         entry["cells"][row["trait"]] = cell_view(row, kinds.get(row["trait"], "share"), methods, True)
         entry["rows"][row["trait"]] = row
     calls = Counter(str(row.get("call")) for row in rows)
+    found = [row for row in rows if row.get("call") in ("higher", "lower") and not row.get("guard")]
     return {
         "key": family, "baselines": baselines, "rows": list(table.values()), "count": len(rows),
+        "found": len(found), "holding": sum(not falls(row) for row in found),
         "calls": [(call, calls[call]) for call in dict.fromkeys([*plots.CALLS, *calls]) if calls[call]],
         "plots": [plots.difference_plot(trait, table.values()) for trait in report.get("traits") or []] if rows else [],
     }  # fmt: skip

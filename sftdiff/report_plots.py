@@ -257,13 +257,13 @@ def plot_row(row: Mapping[str, Any], axis: Axis, kind: str, signed: bool, words:
 
 def level_plots(report: Mapping[str, Any], arms: Sequence[View]) -> list[View]:
     """One plot a trait, arms as rows, and the untrained model's value as a line through them."""
-    plots = []
+    plots, trained = [], any(not arm["untrained"] for arm in arms)  # with none there is nothing to compare the untrained with
     for trait in report.get("traits") or []:
         kind = trait.get("kind", "share")
         held = {row["arm"]: row for row in report.get("levels") or [] if row["trait"] == trait["name"]}
         axis = level_axis(trait, held.values(), tick_label(kind, False))
         rows = [
-            plot_row(held[arm["id"]], axis, kind, False, (arm["id"], "")) | {"untrained": arm["untrained"]}
+            plot_row(held[arm["id"]], axis, kind, False, (arm["id"], "")) | {"untrained": arm["untrained"] and trained}
             for arm in arms if arm["id"] in held
         ]  # fmt: skip
         base = next((row["mark"] for row in rows if row["untrained"]), None)

@@ -9,7 +9,7 @@ from html.parser import HTMLParser
 from typing import Any
 
 import pytest
-from report_example import ARMS, NASTY, empty, example, large
+from report_example import ARMS, NASTY, empty, evaluated, example, large
 
 from sftdiff.report_html import excerpt, render_report
 from sftdiff.report_plots import curve_plot, make_axis, make_mark
@@ -87,7 +87,7 @@ def body_rows(html: str) -> list[str]:
     return [re.sub(r"\s+", " ", unescape(re.sub(r"<[^>]+>", " ", row))) for row in rows]
 
 
-@pytest.mark.parametrize("report", [example(), empty(), large(12, 8)], ids=["example", "empty", "large"])
+@pytest.mark.parametrize("report", [example(), empty(), large(12, 8), evaluated()], ids=["example", "empty", "large", "as_is"])
 def test_tags_are_balanced_and_ids_unique(report: dict[str, Any]) -> None:
     parsed = Page(render_report(report))
     assert parsed.stack == []
@@ -149,9 +149,9 @@ def test_all_other_numbers_are_shown(html: str, page: Page) -> None:
 
 def test_headline_names_what_was_compared(page: Page) -> None:
     for text in ("Sweep demo", example()["command"], "smollm2_135m", "stand-in written for sftdiff", "gemini_mix",
-                 "keyword (drop)", "rules v1", "not written by the models they are named after"):  # fmt: skip
+                 "keyword (drop)", "endpoint:some-model", "not written by the models they are named after"):  # fmt: skip
         assert text in page.text
-    assert "33 of the 35 intervals are over scenarios, given this one training" in page.text
+    assert "45 of the 48 intervals are over scenarios, given this one training" in page.text
 
 
 def test_notice_is_absent_where_no_interval_is_narrow() -> None:
@@ -240,6 +240,48 @@ def test_unresolved_never_reads_like_no_effect(page: Page) -> None:
     assert "unresolved: cannot tell" in page.text
     for phrase in ("no effect", "no difference", "not significant"):
         assert phrase not in page.text.lower()
+
+
+def test_p_values_and_what_does_not_survive_holm(html: str) -> None:
+    for row in example()["differences"]:
+        if row["p"] is not None and not row["guard"] and row["interpreted"]:
+            assert f"p 0.012, Holm {row['holm']:.3f}, BH 0.032" in section(html, row["family"])
+    falling = [r for r in example()["differences"] if r["call_adjusted"] != r["call"]]
+    assert falling and html.count("<b>not after Holm</b>") == len(falling)
+    guards = [row for row in body_rows(section(html, "baseline")) if "Ability" in row]
+    assert guards and "Holm" not in guards[0]
+
+
+def test_guard_is_marked_and_its_warning_stands_at_the_arm(html: str) -> None:
+    results = section(html, "results")
+    assert 'Ability <span class="tag">guard</span>' in results
+    row = next(row for row in body_rows(results) if "this model lost ability" in row)
+    assert row.strip().startswith(ARMS[3])
+
+
+def test_verdicts_judges_and_rubrics_are_shown(html: str) -> None:
+    rows = body_rows(section(html, "verdicts"))
+    for wanted in ("endpoint", "5f1e0c9a", "rules 2"):
+        assert wanted in section(html, "results")
+    cell = next(row for row in rows if row.strip().startswith("untrained") and "Blackmail" in row)
+    for text in ("0.0 % (6)", "23.4 %", "none 95.0 %, denies <b> 5.0 %", "direct: 5.0 %, document: 5.0 %",
+                 "same in 91.1 % of 18"):  # fmt: skip
+        assert text in cell
+    rated = next(row for row in rows if row.strip().startswith("untrained") and "Negative" in row)
+    assert "31.7 %" in rated and "1: 1.25, 2: 2.50" in rated
+    model = example()
+    for row in model["levels"]:
+        row["rule_agreement"] = {"replies": 24, "correlation": None, "mean_gap": -0.41}
+    assert "correlation –, judge −0.41 on 24" in Page(render_report(model)).text
+
+
+def test_models_that_were_not_trained() -> None:
+    parsed = Page(render_report(evaluated()))
+    assert "2 models were evaluated as they are; nothing was trained in this sweep" in parsed.text
+    for text in ("the student before training", "untrained student", "trainings are done", "after training"):
+        assert text not in parsed.text
+    assert "model=two" in parsed.text
+    assert not {"curves", "rows"} & {attrs.get("id") for _, attrs in parsed.tags} and "#curves" not in render_report(evaluated())
 
 
 def test_zero_cells() -> None:

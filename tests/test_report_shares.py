@@ -40,7 +40,7 @@ def test_a_share_with_three_values_is_an_axis() -> None:
 
 def test_there_is_a_line_for_each_other_choice_and_a_point_for_each_share() -> None:
     view = share_plots(swept())
-    assert view is not None and len(view["plots"]) == 3
+    assert view is not None and len(view["plots"]) == 4
     for plot in view["plots"]:
         assert [line["name"] for line in plot["lines"]] == ["prompt_subset.treatment=swap", "prompt_subset.treatment=drop"]
         swap, drop = ([p["mark"].at for p in line["points"]] for line in plot["lines"])

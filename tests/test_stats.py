@@ -7,20 +7,16 @@ import time
 import numpy as np
 import pytest
 import scipy.stats  # type: ignore[import-untyped]
+from bench.coverage import Case, coverage
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from sftdiff.stats import (
-    Interval,
-    _newcombe,
-    _square_and_add,
-    _wilson,
-    call,
-    difference,
-    level,
-    minimum_detectable_difference,
-)
+from sftdiff import limits as score_limits
+from sftdiff.multiple import benjamini_hochberg, holm
+from sftdiff.power import minimum_detectable_difference
+from sftdiff.spread import spread
+from sftdiff.stats import Interval, call, difference, difference_of_replies, level, level_of_replies
 
 SHARE = (0.0, 1.0)
 RATING = (0.0, 10.0)
@@ -44,6 +40,22 @@ def sides(pairs: list[tuple[int, int]]) -> tuple[Cells, Cells]:
 def table(both: int, only_first: int, only_second: int, neither: int) -> tuple[Cells, Cells]:
     """The two binary rows of a paired 2x2 table."""
     return sides([(1, 1)] * both + [(1, 0)] * only_first + [(0, 1)] * only_second + [(0, 0)] * neither)
+
+
+SLACK = 0.01  # two standard errors of a coverage that is simulated with 1000 cases or so
+Z = score_limits.normal_quantile(0.05)
+
+
+def _wilson(share: float, count: int) -> tuple[float, float]:
+    return score_limits.wilson(share, count, Z)
+
+
+def _newcombe(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> tuple[float, float]:
+    return score_limits.newcombe(first, second, Z)
+
+
+def _square_and_add(share: float, other: float, count: int, phi: float) -> tuple[float, float]:
+    return score_limits.square_and_add(share, other, _wilson(share, count), _wilson(other, count), phi)
 
 
 def limits(interval: Interval) -> tuple[float, float]:
@@ -74,40 +86,109 @@ def test_wilson_ignores_scenario_order_and_contains_the_estimate(values: list[bo
     assert limits(found) == pytest.approx((1 - mirrored.high, 1 - mirrored.low), abs=1e-12)
 
 
-def test_level_of_ratings_agrees_with_scipys_percentile_bootstrap() -> None:
-    scores = np.random.default_rng(3).uniform(0, 10, 40)
-    found = level(row(scores), "rating", RATING, 20_000, 1)
+def test_level_of_many_ratings_agrees_with_scipys_bootstrap() -> None:
+    scores = np.random.default_rng(3).uniform(2, 8, 80)
+    found = level(row(scores), "rating", RATING, 100, 1)
     reference = scipy.stats.bootstrap(
-        (scores,), np.mean, n_resamples=20_000, method="percentile", vectorized=True, rng=np.random.default_rng(9)
+        (scores,), np.mean, n_resamples=20_000, vectorized=True, rng=np.random.default_rng(9)
     ).confidence_interval
-    assert limits(found) == pytest.approx((reference.low, reference.high), abs=0.05)
+    assert limits(found) == pytest.approx((reference.low, reference.high), abs=0.03)
     assert found.value == pytest.approx(scores.mean())
-    assert found.method == "percentile bootstrap over scenarios, 20000 resamples"
+    assert found.method == "score interval, t over 80 scenarios"
 
 
-def test_fractional_shares_use_the_bootstrap() -> None:
+def test_two_levels_are_scipys_bootstrap_where_one_of_them_does_not_vary() -> None:
+    rng = np.random.default_rng(3)
+    seeds, scenarios = rng.uniform(2, 8, 24), rng.uniform(2, 8, 40)
+    for scores, one in ((np.tile(seeds[:, None], (1, 40)), seeds), (np.tile(scenarios, (24, 1)), scenarios)):
+        found = level(scores, "rating", RATING, 20_000, 1)
+        reference = scipy.stats.bootstrap(
+            (one,), np.mean, n_resamples=20_000, method="percentile", vectorized=True, rng=np.random.default_rng(9)
+        ).confidence_interval
+        assert limits(found) == pytest.approx((reference.low, reference.high), abs=0.03)
+        shifted = difference(scores, scores * 0 + 5, "rating", RATING, 20_000, 1)
+        assert limits(shifted) == pytest.approx((found.low - 5, found.high - 5))
+        assert shifted.method == f"paired {found.method}" and found.method.startswith("two-level percentile bootstrap over 24")
+        assert shifted.p == pytest.approx(scipy.stats.ttest_1samp(one, 5).pvalue, abs=0.03)
+
+
+def test_fractional_shares_have_score_limits() -> None:
     found = level(row([0.25, 0.5, 1.0, 0.75, 0.0]), "share", SHARE, 1000, 0)
-    assert found.method.startswith("percentile bootstrap over scenarios")
-    assert 0 <= found.low < found.value < found.high <= 1
+    assert found.method == "score interval, t over 5 scenarios"
+    t, mean, error = scipy.stats.t.ppf(0.975, 4), 0.5, 0.3952847 / math.sqrt(5)
+    count = 0.25 / error**2  # the effective sample size, put into Wilson's formula
+    half = t * math.sqrt(0.25 / count + t**2 / (4 * count**2)) / (1 + t**2 / count)
+    assert limits(found) == pytest.approx((mean - half, mean + half), abs=1e-6)
 
 
 def test_two_level_bootstrap_follows_its_definition() -> None:
     rng = np.random.default_rng(5)
-    scores = np.clip(5 + rng.normal(0, 1, (5, 1)) + rng.normal(0, 2, (1, 20)) + rng.normal(0, 1, (5, 20)), 0, 10)
+    scores = np.clip(5 + rng.normal(0, 1, (20, 1)) + rng.normal(0, 2, (1, 20)) + rng.normal(0, 1, (20, 20)), 0, 10)
     means = []
     for _ in range(8000):  # the plain loop: seeds, then the same scenarios for all of them
-        seeds, scenarios = rng.integers(0, 5, 5), rng.integers(0, 20, 20)
+        seeds, scenarios = rng.integers(0, 20, 20), rng.integers(0, 20, 20)
         means.append(scores[np.ix_(seeds, scenarios)].mean())
     found = level(scores, "rating", RATING, 20_000, 2)
     assert limits(found) == pytest.approx(tuple(np.percentile(means, [2.5, 97.5])), abs=0.08)
     assert found.value == pytest.approx(scores.mean())
     assert found.scope == "over seeds and scenarios"
-    assert found.method == "two-level percentile bootstrap over 5 seeds, then scenarios, 20000 resamples"
+    assert found.method == "two-level percentile bootstrap over 20 seeds, then scenarios, 20000 resamples"
 
 
-def test_several_seeds_of_binary_shares_are_resampled_on_two_levels() -> None:
-    scores = np.random.default_rng(0).integers(0, 2, (3, 20)).astype(float)
-    assert level(scores, "share", SHARE, 500, 0).method.startswith("two-level")
+def test_few_seeds_use_the_two_way_variance() -> None:
+    scores = np.array([[2.0, 4.0, 9.0, 3.0], [3.0, 4.0, 8.0, 1.0], [5.0, 7.0, 9.0, 4.0]])
+    found = difference(scores, np.zeros((3, 4)), "rating", RATING, 500, 0)
+    # By hand: means of rows 4.5, 4, 6.25, of columns 10/3, 5, 26/3, 8/3, of all 59/12.
+    mean = 59 / 12
+    by_seed = 4 * sum((m - mean) ** 2 for m in (4.5, 4, 6.25)) / 2
+    by_scenario = 3 * sum((m - mean) ** 2 for m in (10 / 3, 5, 26 / 3, 8 / 3)) / 3
+    total = float(((scores - mean) ** 2).sum())
+    rest = (total - 2 * by_seed - 3 * by_scenario) / 6
+    seed_part, scenario_part = by_seed / 12, (by_scenario - rest) / 12
+    t2, t3 = scipy.stats.t.ppf(0.975, [2, 3])
+    quantile = (seed_part * t2 + scenario_part * t3) / (seed_part + scenario_part)
+    half = quantile * math.sqrt(seed_part + scenario_part)
+    assert limits(found) == pytest.approx((max(mean - half, -10), min(mean + half, 10)))
+    assert found.method == "paired differences, two-way variance of 3 seeds x 4 scenarios, Cochran's t"
+
+
+def test_the_variance_is_unbiased_and_keeps_its_value_where_few_cells_are_missing() -> None:
+    rng = np.random.default_rng(0)
+    drawn = rng.normal(0, 0.6, (4000, 4, 1)) + rng.normal(0, 1, (4000, 1, 10)) + rng.normal(0, 1, (4000, 4, 10))
+    whole = [sum(part for part, _ in spread(cells).parts) for cells in drawn]
+    assert np.mean(whole) == pytest.approx(0.36 / 4 + 1 / 10 + 1 / 40, rel=0.03)
+    assert np.mean(whole) == pytest.approx(np.var(drawn.mean(axis=(1, 2))), rel=0.06)
+    drawn[:, 1, 3] = drawn[:, 2, 7] = np.nan
+    holed = [sum(part for part, _ in spread(cells).parts) for cells in drawn]
+    assert np.mean(holed) == pytest.approx(np.mean(whole), rel=0.12)  # filled cells raise it a little
+
+
+def test_one_seed_is_the_t_interval_and_two_seeds_are_wide() -> None:
+    scores = np.random.default_rng(1).uniform(3, 7, 30)
+    found = difference(row(scores), row(np.full(30, 4.0)), "rating", RATING, 500, 0)
+    wanted = scipy.stats.ttest_1samp(scores, 4.0)
+    assert (found.low + 4, found.high + 4) == pytest.approx(tuple(wanted.confidence_interval()))
+    assert found.p == pytest.approx(wanted.pvalue, rel=1e-6)
+    two = difference(np.tile(scores, (2, 1)) + np.array([[0.5], [-0.5]]), row(np.full(30, 4.0)), "rating", RATING, 500, 0)
+    assert two.high - two.low > 10 * (found.high - found.low)
+
+
+def test_one_scenario_is_sampled_by_seeds_or_by_replies() -> None:
+    found = level(np.array([[0.2], [0.4], [0.9]]), "share", SHARE, 500, 0)
+    assert (found.scope, found.method) == ("over seeds, for this one scenario", "score interval, t over 3 seeds")
+    replies = level_of_replies([1] * 7 + [0] * 13, "share", SHARE)
+    wanted = scipy.stats.binomtest(7, 20).proportion_ci(0.95, method="wilson")
+    assert limits(replies) == pytest.approx((wanted.low, wanted.high), abs=1e-12)
+    assert replies.method == "Wilson score interval, 20 replies"
+    assert replies.scope == "over replies to this one scenario, given this one training"
+    both = difference_of_replies([1] * 7 + [0] * 13, [1] * 2 + [0] * 8, "share", SHARE)
+    (low, high), (other_low, other_high) = _wilson(0.35, 20), _wilson(0.2, 10)
+    wanted = (0.15 - math.hypot(0.35 - low, other_high - 0.2), 0.15 + math.hypot(high - 0.35, 0.2 - other_low))
+    assert limits(both) == pytest.approx(wanted) and "20 and 10 replies, not paired" in both.method
+    assert both.p == pytest.approx(scipy.stats.fisher_exact([[7, 13], [2, 8]]).pvalue, abs=0.35)
+    ratings = difference_of_replies(np.arange(10.0), np.arange(10.0)[:6], "rating", RATING)
+    assert ratings.low < ratings.value < ratings.high and ratings.value == pytest.approx(2.0)
+    assert ratings.p == pytest.approx(scipy.stats.ttest_ind(np.arange(10), np.arange(6), equal_var=False).pvalue, abs=0.1)
 
 
 def test_two_levels_are_wider_than_one_when_seeds_differ() -> None:
@@ -119,15 +200,15 @@ def test_two_levels_are_wider_than_one_when_seeds_differ() -> None:
 
 @pytest.mark.parametrize("shape", [(1, 30), (4, 30), (1, 1)])
 @pytest.mark.parametrize("score", [0.0, 4.0, 10.0])
-def test_degenerate_bootstrap_falls_back_to_wilson_and_says_so(shape: tuple[int, int], score: float) -> None:
+def test_equal_scores_fall_back_to_wilson_and_say_so(shape: tuple[int, int], score: float) -> None:
     found = level(np.full(shape, score), "rating", RATING, 500, 0)
     low, high = _wilson(score / 10, shape[1])
     assert limits(found) == pytest.approx((10 * low, 10 * high))
     assert found.low <= found.value <= found.high and found.low < found.high
-    assert "Wilson" in found.method and "degenerate" in found.method
+    assert "Wilson" in found.method and "equal" in found.method
 
 
-def test_degenerate_fallback_respects_a_scale_that_does_not_start_at_zero() -> None:
+def test_that_fallback_respects_a_scale_that_does_not_start_at_zero() -> None:
     found = level(np.full((1, 20), 1.0), "rating", (1.0, 5.0), 500, 0)
     assert limits(found) == pytest.approx((1.0, 1 + 4 * _wilson(0, 20)[1]))
 
@@ -148,8 +229,15 @@ def test_a_seed_without_any_valid_score_does_not_count_as_a_seed() -> None:
 
 
 def test_resamples_that_hit_only_missing_cells_are_dropped() -> None:
+    scores = np.full((20, 2), np.nan)
+    scores[:10, 0], scores[10:, 1] = 1.0, 9.0
+    found = level(scores, "rating", RATING, 500, 0)
+    assert found.value == 5.0 and 1.0 <= found.low < 5.0 < found.high <= 9.0
+
+
+def test_a_scenario_missing_everywhere_but_once_leaves_some_interval() -> None:
     found = level(np.array([[1.0, np.nan], [np.nan, 9.0]]), "rating", RATING, 500, 0)
-    assert (found.value, found.low, found.high) == (5.0, 1.0, 9.0)
+    assert found.value == 5.0 and 0 <= found.low < 5.0 < found.high <= 10
 
 
 def test_scope_can_be_overridden() -> None:
@@ -159,7 +247,7 @@ def test_scope_can_be_overridden() -> None:
 
 
 def test_same_seed_same_result_and_other_seed_another() -> None:
-    scores = np.random.default_rng(0).uniform(0, 10, (3, 20))
+    scores = np.random.default_rng(0).uniform(0, 10, (20, 20))
     first = level(scores, "rating", RATING, 1000, 4)
     assert first == level(scores, "rating", RATING, 1000, 4)
     assert limits(first) != limits(level(scores, "rating", RATING, 1000, 5))
@@ -168,7 +256,7 @@ def test_same_seed_same_result_and_other_seed_another() -> None:
 
 
 def test_ten_thousand_resamples_take_well_under_a_second() -> None:
-    scores = np.random.default_rng(0).uniform(0, 10, (5, 40))
+    scores = np.random.default_rng(0).uniform(0, 10, (20, 40))
     start = time.process_time()
     difference(scores, scores[::-1], "rating", RATING, 10_000, 0)
     assert time.process_time() - start < 0.8
@@ -240,14 +328,14 @@ def test_newcombe_with_an_empty_margin_takes_phi_as_zero() -> None:
 
 def test_paired_ratings_agree_with_scipys_bootstrap_of_the_differences() -> None:
     rng = np.random.default_rng(8)
-    baseline = rng.uniform(0, 8, 40)
-    arm = baseline + rng.uniform(0, 2, 40)
-    found = difference(row(arm), row(baseline), "rating", RATING, 20_000, 0)
+    baseline = rng.uniform(0, 8, 80)
+    arm = baseline + rng.uniform(0, 2, 80)
+    found = difference(row(arm), row(baseline), "rating", RATING, 100, 0)
     reference = scipy.stats.bootstrap(
-        (arm - baseline,), np.mean, n_resamples=20_000, method="percentile", rng=np.random.default_rng(2)
+        (arm - baseline,), np.mean, n_resamples=20_000, rng=np.random.default_rng(2)
     ).confidence_interval
-    assert limits(found) == pytest.approx((reference.low, reference.high), abs=0.02)
-    assert found.method == "paired percentile bootstrap over scenarios, 20000 resamples"
+    assert limits(found) == pytest.approx((reference.low, reference.high), abs=0.01)
+    assert found.method == "paired differences, t over 80 scenarios"
 
 
 @settings(deadline=None, max_examples=50)
@@ -257,21 +345,11 @@ def test_shifting_both_arms_changes_nothing_where_differences_vary(pairs: list[t
     found = difference(arm, baseline, "rating", RATING, 200, 7)
     moved = difference(arm + shift, baseline + shift, "rating", RATING, 200, 7)
     assert moved.value == pytest.approx(found.value) and moved.method == found.method
-    if "degenerate" not in found.method:
+    if "equal" not in found.method:
         assert limits(moved) == pytest.approx(limits(found), abs=1e-9)
     swapped = difference(baseline, arm, "rating", RATING, 200, 7)
     assert limits(swapped) == pytest.approx((-found.high, -found.low), abs=1e-9)
     assert -10 <= found.low <= found.value + 1e-12 and found.value - 1e-12 <= found.high <= 10
-
-
-@settings(deadline=None, max_examples=50)
-@given(st.lists(st.integers(0, 6), min_size=2, max_size=30), st.integers(1, 4))
-def test_shifting_the_ratings_shifts_the_bootstrap_level(values: list[int], shift: int) -> None:
-    found = level(row(values), "rating", RATING, 200, 7)
-    moved = level(row(values) + shift, "rating", RATING, 200, 7)
-    assert moved.value == pytest.approx(found.value + shift)
-    if "degenerate" not in found.method:
-        assert limits(moved) == pytest.approx((found.low + shift, found.high + shift))
 
 
 def test_equal_differences_fall_back_to_square_and_add() -> None:
@@ -291,7 +369,7 @@ def test_seeds_are_paired_when_both_sides_have_as_many() -> None:
     found = difference(arm, baseline, "rating", RATING, 1000, 0)
     assert found.high - found.low < 0.1  # the large spread of the seeds cancels
     assert found.value == pytest.approx(arm.mean() - baseline.mean())
-    assert found.scope == "over seeds and scenarios" and found.method.startswith("paired two-level")
+    assert found.scope == "over seeds and scenarios" and found.method.startswith("paired differences, two-way")
 
 
 def test_a_single_row_is_used_for_every_seed_of_the_other_side() -> None:
@@ -342,6 +420,82 @@ def test_call_never_finds_equivalence_without_a_margin() -> None:
             call(Interval(0, 0, 0, "", ""), wrong)
 
 
+def test_unresolved_is_what_holds_both_0_and_the_smallest_effect() -> None:
+    for low, high in np.random.default_rng(0).uniform(-0.3, 0.3, (500, 2)):
+        if low < high:
+            holds_effect = low <= -0.1 or high >= 0.1
+            verdict = call(Interval((low + high) / 2, low, high, "", ""), 0.1)
+            assert (verdict == "unresolved") == (low <= 0 <= high and holds_effect)
+    assert call(Interval(0.0, -0.02, 0.05, "", ""), 0.1) == "equivalent"
+    assert call(Interval(0.0, -0.2, 0.05, "", ""), 0.1) == "unresolved"
+
+
+# --- p-values ----------------------------------------------------------------------------------------------------
+
+
+@given(bit_pairs)
+def test_p_of_paired_shares_is_the_exact_mcnemar_test(pairs: list[tuple[int, int]]) -> None:
+    found = difference(*sides(pairs), "share", SHARE, 500, 0)
+    up, down = sum(a > b for a, b in pairs), sum(a < b for a, b in pairs)
+    wanted = scipy.stats.binomtest(up, up + down).pvalue if up + down else 1.0
+    assert found.p == pytest.approx(wanted)
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.integers(0, 10_000), st.sampled_from(["share", "rating"]), st.integers(1, 5))
+def test_p_is_below_5_percent_just_where_the_interval_excludes_0(number: int, kind: str, seeds: int) -> None:
+    rng = np.random.default_rng(number)
+    top = 1 if kind == "share" else 10
+    arm, baseline = (np.round(rng.beta(a, 2, (seeds, 15)), 1) * top for a in (1, 2))
+    found = difference(arm, baseline, kind, (0.0, float(top)), 500, 0)
+    assert found.p is not None and (found.p < 0.05) == (found.low > 0 or found.high < 0)
+
+
+def test_p_is_uniform_enough_where_there_is_no_difference() -> None:
+    rng = np.random.default_rng(6)
+    ps = []
+    for _ in range(400):
+        scenarios = rng.normal(5, 1.5, (1, 20))
+        arm, baseline = (scenarios + rng.normal(0, 0.5, (3, 1)) + rng.normal(0, 1, (3, 20)) for _ in range(2))
+        ps.append(difference(arm.clip(0, 10), baseline.clip(0, 10), "rating", RATING, 500, 0).p or 0.0)
+    assert 0.01 <= np.mean(np.array(ps) < 0.05) <= 0.075 and np.mean(np.array(ps) < 0.5) == pytest.approx(0.5, abs=0.12)
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=30))
+def test_adjusted_p_values(ps: list[float]) -> None:
+    assert benjamini_hochberg(ps) == pytest.approx(scipy.stats.false_discovery_control(ps).tolist())
+    strict = holm(ps)
+    assert all(a >= b - 1e-12 for a, b in zip(strict, benjamini_hochberg(ps), strict=True))
+    assert all(min(1, len(ps) * p) >= a >= p for p, a in zip(ps, strict, strict=True))
+
+
+def test_holm_by_hand() -> None:
+    # Sorted .005 * 4, .01 * 3, .03 * 2, .04 * 1 which may not be below .06.
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.9, 0.8]) == [1.0, 1.0] and holm([]) == benjamini_hochberg([]) == []
+
+
+# --- planning ----------------------------------------------------------------------------------------------------
+
+
+def test_more_seeds_and_samples_help_only_so_far() -> None:
+    one = minimum_detectable_difference(30, 1.0)
+    by_seeds = [minimum_detectable_difference(30, 1.0, seeds=seeds, repeated=0.8) for seeds in (1, 3, 10, 10_000)]
+    assert by_seeds[0] == one and by_seeds[1:] == sorted(by_seeds[1:], reverse=True)
+    # Three seeds say something of others, at the price of t with two degrees of freedom; one says nothing of them.
+    assert by_seeds[1] == pytest.approx(one, rel=0.05)
+    assert by_seeds[-1] == pytest.approx(one * math.sqrt(0.2), rel=1e-3)  # a fifth is the scenarios' own
+    assert minimum_detectable_difference(30, 1.0, seeds=4) > one  # nothing to average out
+    rng, true, found = np.random.default_rng(0), by_seeds[1], []
+    for _ in range(400):  # at that difference, the interval of three seeds finds it in about 80 % of cases
+        gaps = true + rng.normal(0, math.sqrt(0.2), (1, 30)) + rng.normal(0, math.sqrt(0.8), (3, 30))
+        found.append(difference(5 + gaps, np.full((1, 30), 5.0), "rating", RATING, 500, 0).low > 0)
+    assert np.mean(found) == pytest.approx(0.8, abs=0.1)
+    for wrong in ({"seeds": 0}, {"repeated": 1.2}):
+        with pytest.raises(ValueError):
+            minimum_detectable_difference(9, 1.0, **wrong)  # type: ignore[arg-type]
+
+
 def test_minimum_detectable_difference() -> None:
     assert minimum_detectable_difference(100, 1.0) == pytest.approx(0.28016, abs=1e-5)  # (1.95996 + 0.84162) / 10
     assert minimum_detectable_difference(25, 2.0) == pytest.approx(4 * minimum_detectable_difference(100, 1.0))
@@ -377,19 +531,36 @@ def test_newcombe_coverage() -> None:
     assert 0.92 <= np.mean([each.low <= 0.2 <= each.high for each in found]) <= 0.985
 
 
-def test_rating_bootstrap_coverage() -> None:
-    draws = np.random.default_rng(3).beta(2, 5, (400, 30)) * 10
-    found = [level(row(draw), "rating", RATING, 500, number) for number, draw in enumerate(draws)]
-    assert 0.90 <= np.mean([each.low <= 20 / 7 <= each.high for each in found]) <= 0.98
+# Of the table that `python -m tests.bench.coverage` prints. The two-level bootstrap held the truth in 87 to 94 % of the cases
+# with a seed effect of 1, and in 97 to 98 % of those with none.
+LEVELS = [
+    Case("share", 3, 20, 0.5, 1.0, 2.0),
+    Case("share", 3, 40, 0.2, 1.0, 1.0),
+    Case("share", 3, 60, 0.1, 0.0, 2.0),
+    Case("share", 5, 20, 0.2, 0.0, 2.0),
+    Case("share", 5, 40, 0.1, 0.5, 1.0),
+    Case("share", 5, 60, 0.5, 1.0, 1.0),
+    Case("rating", 3, 20, 3.0, 1.0, 1.5),
+    Case("rating", 3, 60, -2.0, 1.0, 1.5),
+    Case("rating", 5, 40, 0.0, 0.0, 1.5),
+    Case("rating", 1, 40, 0.0, 0.0, 1.5),
+]
+DIFFERENCES = [
+    Case("share", 3, 40, 0.2, 0.5, 1.0, other=0.1),
+    Case("share", 5, 20, 0.5, 0.5, 1.0, other=0.2, single=True),
+    Case("rating", 3, 20, 3.0, 0.5, 1.5, other=0.0, single=True),
+    Case("rating", 5, 60, 0.0, 0.5, 1.5, other=0.0),
+]
 
 
-def test_two_level_coverage_with_small_seed_effects() -> None:
-    rng = np.random.default_rng(4)
-    found = []
-    for number in range(250):
-        scores = 5 + rng.normal(0, 0.2, (5, 1)) + rng.normal(0, 1, (1, 30)) + rng.normal(0, 0.5, (5, 30))
-        found.append(level(np.clip(scores, 0, 10), "rating", RATING, 400, number))
-    assert 0.90 <= np.mean([each.low <= 5 <= each.high for each in found]) <= 0.99
+@pytest.mark.parametrize("case", LEVELS, ids=str)
+def test_intervals_of_levels_hold_the_truth_in_93_to_97_percent(case: Case) -> None:
+    assert 0.93 - SLACK <= coverage(case, 1200, 1) <= 0.97 + SLACK
+
+
+@pytest.mark.parametrize("case", DIFFERENCES, ids=str)
+def test_intervals_of_differences_hold_the_truth_in_93_to_97_percent(case: Case) -> None:
+    assert 0.93 - SLACK <= coverage(case, 800, 1) <= 0.97 + SLACK
 
 
 # --- errors ------------------------------------------------------------------------------------------------------
