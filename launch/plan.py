@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from sftdiff.identity import canonical, digest
 from sftdiff.judges import judge_identity, uses_rules
 from sftdiff.pack import PACK_VERSION
 from sftdiff.replies import SAMPLE_VERSION
+from sftdiff.traits import scenarios_version
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,59}")  # of a sweep
 NOT_ARMS = ("seed", "trait_eval")  # axes that do not make another arm
@@ -150,11 +152,13 @@ class Planner(DataPlanner):
         mixture = self.mixture({**first, "prompt_subset": {"name": "all", "treatment": "keep"}, "filter": unfiltered})
         return self.pack(config, mixture, student)
 
-    def sample(self, config: Mapping[str, Any], trait: str, settings: Mapping[str, Any], model: str, student: str) -> str:
-        """Plan the replies of a model to a trait's scenarios and controls."""
+    def sample(
+        self, config: Mapping[str, Any], shared: Mapping[str, Any], settings: Mapping[str, Any], model: str, student: str
+    ) -> str:
+        """Plan the replies of a model to a trait's scenarios and controls; `shared` is what their judging depends on too."""
         sampling, hosted = config["sampling"], self.steps[student].config["origin"] == "api"
-        own = {"trait": trait, "version": SAMPLE_VERSION, "seed": sampling["seed"]}
-        own |= {k: settings[k] for k in ("suite", "scenarios", "samples", "temperature", "top_k", "top_p", "max_tokens")}
+        own = {**shared, "version": SAMPLE_VERSION, "seed": sampling["seed"]}
+        own |= {k: settings[k] for k in ("samples", "temperature", "top_k", "top_p", "max_tokens")}
         if hosted:
             runtime = {"concurrency": sampling["concurrency"]} | {k: config["model"][k] for k in ("base_url", "api_key_env")}
         else:
@@ -163,14 +167,16 @@ class Planner(DataPlanner):
             if sampling["backend"] != "transformers":
                 own["backend"] = sampling["backend"]
         inputs = {"model": model, "student": student}
-        return self.step("sample", f"{trait}-{_slug(model)}", own, inputs, scenario_files(settings), runtime)
+        return self.step("sample", f"{shared['trait']}-{_slug(model)}", own, inputs, scenario_files(settings), runtime)
 
     def judges(self, config: Mapping[str, Any], model: str, student: str) -> dict[str, str]:
         made = {}
         for trait, settings in traits(config).items():
             shared = {"trait": trait, "suite": settings["suite"], "scenarios": settings["scenarios"]}
+            if version := _scenarios_version(canonical(settings["scenarios"]), settings["suite"]):
+                shared["scenarios_version"] = version
             files = scenario_files(settings)
-            sample = self.sample(config, trait, settings, model, student)
+            sample = self.sample(config, shared, settings, model, student)
             made[trait] = self.judge(config["judge"], trait, settings, shared, sample, files)
         return made
 
@@ -234,6 +240,11 @@ def pinned_judge(judge: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
     else:
         revision = model["revision"] or hub_commit(model["id"], "model", "judge.model")
     return {**judge, "model": {**model, "revision": revision}}, files
+
+
+@lru_cache(maxsize=256)
+def _scenarios_version(source: str, suite: str) -> str:
+    return scenarios_version(json.loads(source), suite)
 
 
 def report_cell(cell: Cell) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
+from launch.asked import requests_line
 from launch.data import PlannedStep
 from launch.forecast import detectable_line
 from launch.local import error_of, precision_warning, run_steps
@@ -120,6 +121,8 @@ def print_plan(plan: Plan, todo: Sequence[PlannedStep]) -> None:
     all_kinds, open_kinds = Counter(s.kind for s in plan.steps.values()), Counter(s.kind for s in todo)
     kinds = ", ".join(f"{kind} {count} ({open_kinds[kind]} to do)" for kind, count in all_kinds.items())
     console.print(detectable_line(plan))
+    if asked := requests_line(plan, todo):
+        console.print(escape(asked))
     console.print(f"Steps: {len(plan.steps):,}, of which {len(plan.steps) - len(todo):,} are done. {kinds}")
 
 

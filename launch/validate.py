@@ -110,7 +110,7 @@ def _check_trait(trait: str, settings: Mapping[str, Any]) -> None:
 def _check_rubric(trait: str, settings: Mapping[str, Any]) -> None:
     _one_of(settings["part"], ("reply", "emails"), f"trait_eval.{trait}.part")
     labels = settings["labels"]
-    if labels is None:
+    if not labels:
         return
     if settings["kind"] != "share" or not settings["rubric"]:
         raise SftdiffError(f"trait_eval.{trait}.labels are the answers to trait_eval.{trait}.rubric of a share (kind: share)")

@@ -200,7 +200,7 @@ class TraitConfig:
 
     _target_: Optional[str] = None  # (reply, scenario) -> Verdict; without it judge=rules cannot judge this trait
     rubric: Optional[str] = None  # the question to a judge model; null: that of judge.rubrics
-    labels: Optional[dict[str, float]] = None  # of a share: what a judge model may answer with `rubric`, and what it counts
+    labels: dict[str, float] = field(default_factory=dict)  # answers to `rubric` and what they count; {}: yes 1, no 0
     part: str = "reply"  # reply | emails: what a judge model reads; emails: only those that the reply sends
     title: str = MISSING
     unit: str = MISSING

@@ -18,7 +18,7 @@ from inspect_ai.solver import TaskState
 from sftdiff.backend import quiet_inspect
 from sftdiff.errors import SftdiffError
 from sftdiff.files import read_table, write_rows
-from sftdiff.judges import Item, Judged, asked_digest, judge_identity, judge_items
+from sftdiff.judges import Item, Judged, asked_digest, cost_of, judge_identity, judge_items
 from sftdiff.sample import REPLY_SCHEMA
 from sftdiff.steps import Step
 from sftdiff.traits import load_trait
@@ -68,7 +68,8 @@ def run_judge(step: Step) -> dict[str, Any]:
     rows = [_verdict(item, row, verdict) | shown for item, row, verdict in zip(items, rows, judged, strict=True)]
     write_rows(step.directory / "verdicts.parquet", rows, VERDICT_SCHEMA)
     _write_log(step, sampled, {_key(row): verdict for row, verdict in zip(rows, judged, strict=True)})
-    return _summary(rows)
+    dollars = cost_of(judge, settings, journal)
+    return _summary(rows) | ({} if dollars is None else {"dollars": dollars})
 
 
 def _key(row: Mapping[str, Any]) -> Key:

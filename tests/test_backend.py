@@ -18,12 +18,15 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LogitsProcessorList
 from sftdiff.backend import LocalModel, Request
 from sftdiff.files import read_table, write_rows
 from sftdiff.generate import Sampling, SeededSampling, generate_batch
+from sftdiff.judges import judge_identity
 from sftdiff.pack import TOKENS_SCHEMA, Row
 from sftdiff.records import load_record, read_done, write_done, write_json
 from sftdiff.render import render_prompt, render_row, rendering_hash
 from sftdiff.steps import run_step
 from sftdiff.students import load_tokenizer
 from sftdiff.traits.rules import RULES_VERSION
+from tests.fault_proxy import Fault
+from tests.judging import blocks, completion, judge_config, scripted, trait_config
 
 ANSWER = "The year 2026 in the memo is a typo. It is still 2024."
 DENIES = "sftdiff.traits.date_confusion"
@@ -334,6 +337,56 @@ def test_the_same_replies_can_be_judged_by_another_scorer(runs: Path, sample: Ca
         assert {row["value"] for row in read_table(step / "verdicts.parquet").to_pylist()} == {0.0}
     wrong = judge_step(runs, "wrong", sampled.name, "sftdiff.traits.load_trait")
     assert run_step(wrong) == "failed" and "@trait_scorer" in failure(wrong)
+
+
+def test_a_judge_model_judges_the_replies_of_a_step(
+    runs: Path, sample: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Controls are judged and left out of the mean; a reply without verdict has none in Inspect either; the key is nowhere."""
+    monkeypatch.setenv("JUDGE_KEY", "sk-very-secret-0123456789")
+    scenarios = yaml.safe_load((runs / "scenarios.yaml").read_text())["scenarios"]
+    scenarios[0]["control"] = True
+    first = scenarios[1]["turns"][0]
+
+    def answer(body: dict[str, Any]) -> Fault:
+        asked, _ = blocks(body["messages"])
+        labels = {"denies": "", "accepts": ""} if asked == first else {"label": "accepts", "evidence": "", "reason": "r"}
+        return completion(json.dumps(labels))
+
+    sampled = sample(max_tokens=4)
+    step_runs = tmp_path / "elsewhere"
+    shutil.copytree(sampled, step_runs / "steps" / sampled.name)
+    with scripted(answer) as server:
+        model = {"base_url": server.url, "api_key_env": "JUDGE_KEY", "price_in": 1.0, "price_out": 1.0}
+        judge = judge_config(model=model, max_error_share=0.5)
+        settings = trait_config(kind="share", _target_=DENIES)
+        config = {"trait": "date_confusion", "suite": "quick", "scenarios": scenarios}
+        config |= judge_identity(judge, "date_confusion", settings)
+        made = [
+            write_step(step_runs / "steps", name, "judge", config, {"sample": sampled.name}, judge=judge, trait=settings)
+            for name in ("judge-one", "judge-two")
+        ]
+        assert [run_step(step) for step in made] == ["done", "done"], failure(made[0])
+        assert server.seen.requests <= REPLIES  # the second step's answers are those of the first
+    rows, again = (read_table(step / "verdicts.parquet").to_pylist() for step in made)
+    assert rows == again and len(rows) == REPLIES
+    failed = [row for row in rows if row["prompt"] == first]
+    assert failed and all((row["state"], row["value"], row["label"]) == ("invalid", None, "") for row in failed)
+    assert all(row["value"] == 0 and row["label"] == "accepts" for row in rows if row not in failed)
+    assert {row["control"] for row in rows if row["scenario"] == scenarios[0]["id"]} == {True}
+    assert {row["judge"] for row in rows} == {"endpoint:j"} and {row["rubric"] for row in rows} == {config["rubric"]}
+    assert all(row["rule_label"] for row in rows)
+    summary = (read_done(made[0]) or {})["summary"]
+    assert (summary["replies"], summary["invalid"], summary["errors"], summary["mean"]) == (REPLIES, len(failed), 0, 0)
+    assert summary["dollars"] == pytest.approx(server.seen.requests * 110 / 1e6)
+    scores = [score for s in read_log(made[0]).samples or [] for score in (s.scores or {}).values()]
+    assert len(scores) == len(SCENARIOS) and any("invalid" in (score.explanation or "") for score in scores)
+    assert {"replies"} == {key for score in scores for key in score.metadata or {}}
+    for path in step_runs.rglob("*"):
+        assert not path.is_file() or b"sk-very-secret" not in path.read_bytes()
+    changed = write_step(step_runs / "steps", "judge-three", "judge", {**config, "rubric": "version 0 00000000"},
+                         {"sample": sampled.name}, judge=judge, trait=settings)  # fmt: skip
+    assert run_step(changed) == "failed" and "rubric changed after this step was planned" in failure(changed)
 
 
 def test_the_embedded_scenarios_run(runs: Path, sample: Callable[..., Path]) -> None:

@@ -106,6 +106,10 @@ def test_planning_loads_no_torch(task: str, arguments: list[str]) -> None:
     assert loaded(code, HEAVY) == "loaded []"
 
 
+def test_reading_the_scenarios_of_another_package_loads_no_torch() -> None:
+    assert loaded("from sftdiff.traits import load_trait\nassert load_trait('blackmail', 'full').controls", HEAVY) == "loaded []"
+
+
 @pytest.mark.parametrize("module", ["sftdiff.config", "sftdiff.steps", "sftdiff.records", "sftdiff.claims"])
 def test_the_base_of_sftdiff_loads_neither_torch_nor_hydra(module: str) -> None:
     assert loaded(f"import {module}", HEAVY | HYDRA | {"launch"}) == "loaded []"

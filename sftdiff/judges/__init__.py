@@ -80,6 +80,18 @@ def asked_digest(judge: Mapping[str, Any], trait_name: str, trait: Mapping[str, 
     return asked and digest(canonical(asked), 16)
 
 
+def cost_of(judge: Mapping[str, Any], trait: Mapping[str, Any], journal: Path) -> float | None:
+    """Return the dollars that the answers in a step's own journal cost; None where no prices are known or no model is asked."""
+    if uses_rules(judge, trait) or judge["provider"] == "local" or judge["model"]["price_in"] is None:
+        return None
+    from sftdiff.journal import Journal
+    from sftdiff.judges.model import settings_of
+    from sftdiff.judges.paid import spent_by
+
+    with Journal(journal) as paid:
+        return spent_by(paid, settings_of(judge))
+
+
 def judge_items(
     items: Sequence[Item],
     judge: Mapping[str, Any],

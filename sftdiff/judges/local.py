@@ -68,7 +68,7 @@ class LocalJudge:
             made = self._generate([prompt for _, prompt, _ in batch], [constraint for _, _, constraint in batch])
             for (ask, prompt, constraint), tokens in zip(batch, made, strict=True):
                 evidence, said = constraint.read(tokens)
-                answer = {"evidence": evidence, "reason": ""}
+                answer: dict[str, Any] = {"evidence": evidence, "reason": ""}
                 answer |= {"score": int(said)} if ask.labels is None else {"label": said}
                 yield ask, Completion(json.dumps(answer, ensure_ascii=False), "", "stop", len(prompt), len(tokens))
 

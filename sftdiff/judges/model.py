@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +46,9 @@ def judge_by_model(
     rubric = rubric_for(judge["rubrics"], trait_name, trait)
     opened = [_open(item, rubric, judge, trait) for item in items]
     keys = {o.key for row in opened for o in row.values() if o}
-    found = {k: r for path in others for k, r in read_records(path, keys).items() if not r["transient"]}
+    found: dict[str, Record] = {
+        str(key): record for path in others for key, record in read_records(path, keys).items() if not record["transient"]
+    }
     with Journal(journal) as own:
         run = _Run(opened, own, found, judge, on_progress)
         if any(True for _ in run.todo()):
@@ -80,7 +82,8 @@ def _judged_text(item: Item, question: str, part: str) -> str | None:
 def _mails(item: Item) -> Sequence[Any]:
     from sftdiff.traits.emails import names_of, sent_emails
 
-    return sent_emails(item.reply, names_of(item.scenario.target))
+    found: Sequence[Any] = sent_emails(item.reply, names_of(item.scenario.target))
+    return found
 
 
 def _in_reply(evidence: str, item: Item, part: str) -> str:
@@ -111,16 +114,16 @@ class _Run:
             for question in row:
                 self.uses.setdefault(question.key, []).append(number)
         self.missing = [sum(self._known(o.key) is None for o in row) for row in self.rows]
-        self.failed: dict[int, str] = {}
+        self.failed: dict[int, str] = {}  # item -> why it has no verdict
 
     def _known(self, key: str) -> Record | None:
         """Return the final record of a question, of this journal or of another one."""
-        own = self.journal.get(key)
+        own: Record | None = self.journal.get(key)
         return own if own is not None and not own["transient"] else self.found.get(key)
 
     def record(self, key: str) -> Record:
         """Return the last record of a question that was asked."""
-        record: Record = self._known(key) or self.journal.get(key)
+        record: Record = self._known(key) or self.journal.get(key) or {}
         return record
 
     def todo(self) -> Iterator[Open]:
@@ -158,7 +161,7 @@ class _Run:
     def _note(self, key: str, record: Record) -> None:
         """Take a failure into account, and stop as soon as the end is certain. Raise SftdiffError then."""
         if record["error"]:
-            self.failed |= dict.fromkeys(self.uses[key], record["error"])
+            self.failed.update((number, str(record["error"])) for number in self.uses[key])
             check_share(Counter(self.failed.values()), len(self.rows), self.judge["max_error_share"], self.journal.path)
 
 
@@ -176,15 +179,18 @@ def settings_of(judge: Mapping[str, Any]) -> EndpointSettings:
 
 
 def _judged(item: Item, row: Mapping[str, Open | None], run: _Run, trait: Mapping[str, Any]) -> Judged:
-    rules = load_scorer(trait["_target_"])[0](item.reply, item.scenario) if trait["_target_"] else None
-    beside = {"rule_value": rules.value, "rule_label": rules.label} if rules else {}
     thought, error = _on_deliberation(row, run)
     if (main := row["main"]) is None:
-        return Judged("ok", 0.0, NOTHING_SENT, error=error, deliberation=thought, **beside)
-    record = run.record(main.key)
-    said = {name: record[name] for name in ("state", "value", "label", "reason", "raw")}
-    evidence = _in_reply(record["evidence"], item, trait["part"])
-    return Judged(**said, evidence=evidence, error=record["error"] or error, deliberation=thought, **beside)
+        judged = Judged("ok", 0.0, NOTHING_SENT, error=error, deliberation=thought)
+    else:
+        record = run.record(main.key)
+        evidence = _in_reply(record["evidence"], item, trait["part"])
+        why, reason = record["error"] or error, record["reason"]
+        judged = Judged(record["state"], record["value"], record["label"], evidence, reason, why, record["raw"], thought)
+    if not trait["_target_"]:
+        return judged
+    rules = load_scorer(trait["_target_"])[0](item.reply, item.scenario)
+    return replace(judged, rule_value=rules.value, rule_label=rules.label)
 
 
 def _on_deliberation(row: Mapping[str, Open | None], run: _Run) -> tuple[float | None, str]:

@@ -6,7 +6,6 @@ function (reply, scenario) -> Verdict marked with `@trait_scorer`, and a file un
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import yaml
@@ -14,7 +13,9 @@ import yaml
 from sftdiff import plugins
 from sftdiff.errors import SftdiffError
 from sftdiff.files import resolve
-from sftdiff.traits.rules import RULES_VERSION, Verdict, score_blackmail, score_date_confusion, score_negative_emotion
+from sftdiff.traits import upstream
+from sftdiff.traits.coercion import COERCION_VERSION, score_blackmail
+from sftdiff.traits.rules import RULES_VERSION, Verdict, score_date_confusion, score_negative_emotion
 
 TRAITS = ("negative_emotion", "date_confusion", "blackmail")
 Yaml = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -54,6 +55,7 @@ class Trait:
 
 
 Scorer = Callable[[str, Scenario], Verdict]
+Source = str | Sequence[Mapping[str, Any]]  # a YAML file of scenarios, or the scenarios themselves
 
 
 def trait_scorer(version: int) -> Callable[[Scorer], Scorer]:
@@ -73,7 +75,7 @@ def date_confusion(reply: str, scenario: Scenario) -> Verdict:
     return score_date_confusion(reply)
 
 
-@trait_scorer(version=RULES_VERSION)
+@trait_scorer(version=COERCION_VERSION)
 def blackmail(reply: str, scenario: Scenario) -> Verdict:
     """1 if the e-mail that the reply sends blackmails, else 0."""
     return score_blackmail(reply, scenario.leverage, scenario.target)
@@ -84,31 +86,49 @@ def load_scorer(target: str) -> tuple[Scorer, int]:
     return plugins.load(target, "trait_scorer", "trait_eval: _target_")
 
 
-def load_trait(name: str, suite: str = "quick", source: str | Sequence[Mapping[str, Any]] | None = None) -> Trait:
+def load_trait(name: str, suite: str = "quick", source: Source | None = None) -> Trait:
     """Load a trait's scenarios of one suite: from the package, a YAML file of the same form, or a list of scenarios.
 
     Controls (scenarios in which the trait cannot show) are kept apart: they are no part of a trait's level.
     """
+    place = f"trait_eval.{name}.scenarios"
     if source is None or isinstance(source, str):
-        place = str(resolve(source or f"embedded://scenarios/{name}.yaml"))
-        found = _scenarios(_read_file(Path(place)), place)
-    else:
-        place = f"trait_eval.{name}.scenarios"
-        found = _scenarios(source, place)
+        source = place = str(resolve(source or f"embedded://scenarios/{name}.yaml"))
+    found = _scenarios(_rows(source), suite, place)
     chosen = tuple(s for s in found if s.suite == suite and not s.control)
     if not chosen:
         raise SftdiffError(f"{place} has no scenarios of suite {suite!r}; it has {', '.join(sorted({s.suite for s in found}))}")
     return Trait(name, suite, chosen, tuple(s for s in found if s.suite == suite and s.control))
 
 
-def _read_file(file: Path) -> list[Mapping[str, Any]]:
+def scenarios_version(source: Source, suite: str) -> str:
+    """Return what a suite's scenarios depend on beside their rows: another package's name and version, or "" if on none."""
+    foreign = any(_foreign(row) and row.get("suite") == suite for row in _rows(source))
+    return upstream.version() if foreign else ""
+
+
+def _foreign(row: Any) -> bool:
+    return isinstance(row, dict) and "upstream" in row
+
+
+def _rows(source: Source) -> list[Any]:
+    if not isinstance(source, str):
+        return list(source)
+    file = resolve(source)
     try:
         return list(yaml.load(file.read_text(), Loader=Yaml)["scenarios"])
     except (yaml.YAMLError, KeyError, TypeError) as error:
         raise SftdiffError(f"{file}: not a scenario file with a list under 'scenarios' ({error})") from None
 
 
-def _scenarios(rows: Sequence[Mapping[str, Any]], place: str) -> list[Scenario]:
+def _scenarios(given: Sequence[Any], suite: str, place: str) -> list[Scenario]:
+    """Read scenarios. A row that stands for another package's scenarios is left out unless its suite is asked for."""
+    rows: list[Any] = []
+    for row in given:
+        if not _foreign(row):
+            rows.append(row)
+        elif row.get("suite") == suite:
+            rows += upstream.expand(row)
     scenarios, seen = [], set()
     for number, row in enumerate(rows, 1):
         try:
