@@ -160,11 +160,12 @@ class Planner(DataPlanner):
             self._scenarios_of[key] = scenarios_version(settings["scenarios"], settings["suite"])
         return own | ({"scenarios_of": self._scenarios_of[key]} if self._scenarios_of[key] else {})
 
-    def sample(self, config: Mapping[str, Any], trait: str, settings: Mapping[str, Any], model: str, student: str) -> str:
-        """Plan the replies of a model to a trait's scenarios and controls."""
+    def sample(
+        self, config: Mapping[str, Any], shared: Mapping[str, Any], settings: Mapping[str, Any], model: str, student: str
+    ) -> str:
+        """Plan the replies of a model to a trait's scenarios and controls; `shared` is what their judging depends on too."""
         sampling, hosted = config["sampling"], self.steps[student].config["origin"] == "api"
-        own = {"trait": trait, "version": SAMPLE_VERSION, "seed": sampling["seed"]}
-        own |= self.scenarios(settings)
+        own = {**shared, "version": SAMPLE_VERSION, "seed": sampling["seed"]}
         own |= {k: settings[k] for k in ("samples", "temperature", "top_k", "top_p", "max_tokens")}
         if hosted:
             runtime = {"concurrency": sampling["concurrency"]} | {k: config["model"][k] for k in ("base_url", "api_key_env")}
@@ -174,14 +175,14 @@ class Planner(DataPlanner):
             if sampling["backend"] != "transformers":
                 own["backend"] = sampling["backend"]
         inputs = {"model": model, "student": student}
-        return self.step("sample", f"{trait}-{_slug(model)}", own, inputs, scenario_files(settings), runtime)
+        return self.step("sample", f"{shared['trait']}-{_slug(model)}", own, inputs, scenario_files(settings), runtime)
 
     def judges(self, config: Mapping[str, Any], model: str, student: str) -> dict[str, str]:
         made = {}
         for trait, settings in traits(config).items():
             shared = {"trait": trait, **self.scenarios(settings)}
             files = scenario_files(settings)
-            sample = self.sample(config, trait, settings, model, student)
+            sample = self.sample(config, shared, settings, model, student)
             made[trait] = self.judge(config["judge"], trait, settings, shared, sample, files)
         return made
 

@@ -19,6 +19,8 @@ FILES = sorted(str(p.relative_to(CONF).with_suffix("")) for p in CONF.rglob("*.y
 NEEDS = {
     "model/path": ["model.path=/a/folder"],
     "model/hub": ["model.id=who/what"],
+    "model/api": ["model.id=openai/what"],
+    "model/step": ["model.id=train-x"],
     "prompts/file": ["prompts.path=prompts.jsonl"],
     "teacher/stored": ["teacher.path=rollouts.jsonl"],
     "prompt_subset/random_share": ["prompt_subset.share=0.1", "prompt_subset.treatment=drop"],

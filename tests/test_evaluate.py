@@ -25,6 +25,8 @@ from small_runs import failure, make_runs, train_step, trained
 
 from launch.data import content_hash
 from launch.evaluate import build_evaluation
+from launch.local import Progress, _share
+from launch.logs import make_console
 from launch.plan import Plan
 from launch.run import print_levels, steps_to_do
 from launch.sweep import write_plan, write_steps
@@ -32,7 +34,7 @@ from sftdiff.backend import LocalModel
 from sftdiff.errors import SftdiffError
 from sftdiff.files import read_table
 from sftdiff.records import load_record, read_done, read_json, write_done, write_json
-from sftdiff.steps import run_step
+from sftdiff.steps import Step, run_step
 from sftdiff.students import ORIGIN
 from tests.fault_proxy import DROP, Fault, FaultProxy, free_port, status
 
@@ -399,6 +401,30 @@ def test_inspects_viewer_lists_the_logs(tiny_student: Path, small: list[str], vi
     (sample,) = ids(made, "sample")
     listed = view(made.directory(sample) / "inspect")
     assert [Path(log["name"]).suffix for log in listed["files"]] == [".eval"]
+
+
+def test_the_time_left_is_that_of_the_running_steps_own_rate(tiny_student: Path, small: list[str], tmp_path: Path) -> None:
+    made = planned(*path_of(tiny_student), *small)
+    todo = [step for step in made.steps.values() if step.kind in ("sample", "judge")]
+    progress = Progress(todo, make_console())
+    progress.seconds = {"sample": [5.0], "judge": [30.0]}
+    assert _share(tmp_path) == (0.0, "", None)
+    write_json(tmp_path / "progress.json", {"done": 60, "total": 300, "unit": "replies", "per_second": 2.0, "time": 0})
+    share, text, left = _share(tmp_path)
+    assert (share, text, left) == (0.2, "60/300 replies, 2.0/s", 120.0)
+    assert progress.remaining(share, left) == "2 min"  # 120 s and the judge's 30, not what the last sampling took
+    assert progress.remaining(share) == "34 s"
+
+
+def test_sampling_tells_how_far_and_how_fast_it_is(
+    tiny_student: Path, small: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[tuple[float, float, str, float | None]] = []
+    monkeypatch.setattr(Step, "progress", lambda self, *now: told.append((*now, None)[:4]))
+    evaluate(*path_of(tiny_student), *small)
+    seen = [now for now in told if now[2] == "replies"][:6]
+    assert [now[:2] for now in seen[:1]] == [(0, 4)] and (4, 4) in [now[:2] for now in seen]
+    assert all(now[3] and now[3] > 0 for now in seen[1:4])
 
 
 # Hosted models
