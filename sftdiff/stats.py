@@ -135,8 +135,9 @@ def difference(
         return Interval(value, *drawn[0], f"paired {drawn[1]}", scope, drawn[2])
     limits_at, method = _paired_limits(first, second, kind, scale)
     p = p_value(limits_at, value)
-    if p <= LEAST_P and kind == "share":  # score limits of sides that go together closely may never reach 0
-        p = p_value(_paired_limits(first, second, "rating", scale)[0], value)
+    if p <= LEAST_P and kind == "share":  # score limits of sides that go together closely may end short of 0 at any error rate
+        limits_at, method = _paired_limits(first, second, "rating", scale)
+        p = p_value(limits_at, value)
     return Interval(value, *limits_at(ALPHA), method, scope, p)
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import scipy.stats  # type: ignore[import-untyped]
 from bench.coverage import Case, coverage
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -443,6 +443,7 @@ def test_p_of_paired_shares_is_the_exact_mcnemar_test(pairs: list[tuple[int, int
 
 @settings(deadline=None, max_examples=60)
 @given(st.integers(0, 10_000), st.sampled_from(["share", "rating"]), st.integers(1, 5))
+@example(60, "share", 2)
 def test_p_is_below_5_percent_just_where_the_interval_excludes_0(number: int, kind: str, seeds: int) -> None:
     rng = np.random.default_rng(number)
     top = 1 if kind == "share" else 10
