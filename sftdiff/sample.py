@@ -141,8 +141,8 @@ def _play(step: Step, trait: Trait, model: Model, journal: Journal, count: Count
         )[0]
     failed = [s for s in log.samples or [] if s.error]
     if failed and one_by_one:
-        said = failed[0].error.message.strip().split("\n\n")[-1] if failed[0].error else ""  # after a copy of the request
-        reason = without_key(" ".join(said.split()), step.record.runtime).rstrip(".')")
+        shutil.rmtree(step.directory / "inspect")  # providers repeat a key in their errors
+        reason = without_key(_reason(failed[0].error.message if failed[0].error else ""), step.record.runtime)
         raise SftdiffError(
             f"{step.record.id}: {len(failed)} of {len(log.samples or [])} conversations have no reply; the first is scenario "
             f"{failed[0].id}, sample {failed[0].epoch}: {reason}. What was sampled is kept; the same command goes on from there"
@@ -150,6 +150,12 @@ def _play(step: Step, trait: Trait, model: Model, journal: Journal, count: Count
     if log.status != "success":
         raise SftdiffError(f"{step.record.id}: sampling failed: {log.error.message if log.error else log.status}")
     return log
+
+
+def _reason(message: str) -> str:
+    """Return what a provider said, without the copy of the request that Inspect puts before it."""
+    said = message.replace("\\n", "\n").strip().rpartition("\n\n")[2]
+    return " ".join(said.replace("\\", "").split()).rstrip("'\").")
 
 
 def reply_rows(log: EvalLog) -> list[dict[str, Any]]:

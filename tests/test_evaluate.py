@@ -441,10 +441,10 @@ def test_a_hosted_model_is_sampled_with_faults_between(
     monkeypatch.setenv("HOSTED_KEY", KEY)
     broken = {"Which year is it?": status(400, f"refused, your key is {KEY}")}
     own = ["trait_eval.date_confusion.samples=2", "trait_eval.date_confusion.temperature=1", "sampling.concurrency=2", *small]
-    faults = {2: status(429, Retry_After="0"), 4: DROP}
+    faults = {2: status(429, f"slower, {KEY}", Retry_After="0"), 4: DROP}
 
     def fault(number: int, body: dict[str, Any]) -> Fault | None:
-        return broken.get(body["messages"][-1]["content"]) or faults.get(number)
+        return faults.get(number) or broken.get(body["messages"][-1]["content"])
 
     with FaultProxy(teacher_server[0], fault) as proxy:
         made = planned(*hosted(proxy.url, teacher_server[1], *own))
@@ -453,28 +453,27 @@ def test_a_hosted_model_is_sampled_with_faults_between(
         directory = made.directory(ids(made, "sample")[0])
         assert run_step(directory) == "failed"
         assert "2 of 6 conversations have no reply; the first is scenario year" in failure(directory)
-        assert "[key]" in failure(directory) and "the same command goes on" in failure(directory)
+        assert "refused, your key is [key]. What was sampled is kept; the same command goes on" in failure(directory)
+        assert "Request:" not in failure(directory) and with_the_key(tmp_path) == []
         broken.clear()
         before = proxy.seen.requests
         evaluate(*hosted(proxy.url, teacher_server[1], *own))
-        assert before < proxy.seen.requests <= before + 3  # of which one may be dropped
+        assert proxy.seen.requests == before + 2
         assert proxy.seen.most_in_flight <= 2 and proxy.seen.keys == {f"Bearer {KEY}"}
         bodies = proxy.seen.bodies
     assert {b["temperature"] for b in bodies} == {1.0} and {b["top_p"] for b in bodies} == {0.9}
     assert len({b["seed"] for b in bodies}) == 8 and {b["model"] for b in bodies} == {str(teacher_server[1])}
     rows = replies(made)
-    assert len(rows) == 8 and all(r["reply"] for r in rows) and {r["cut"] for r in rows} == {True}
+    assert len(rows) == 8 and any(r["reply"] for r in rows) and any(r["cut"] for r in rows)
     assert summary(made) | {"backend": "api", "model": str(teacher_server[1])} == summary(made)
     assert report(planned(*hosted(proxy.url, teacher_server[1], *own)))["arms"][0]["id"] == str(teacher_server[1])
-    written = [p for p in tmp_path.rglob("*") if p.is_file() and KEY.encode() in unpacked(p)]
-    assert written == []
+    assert with_the_key(tmp_path) == []
 
 
-def unpacked(path: Path) -> bytes:
-    """Return a file's bytes; of an Inspect log, which is a zip of JSON, its parts'."""
-    if path.suffix != ".eval":
-        return path.read_bytes()
-    return json.dumps(read_eval_log(str(path)).model_dump(mode="json")).encode()
+def with_the_key(folder: Path) -> list[Path]:
+    """Return the files that hold the key; an Inspect log is a zip of JSON."""
+    logs = [p for p in folder.rglob("*.eval") if KEY in json.dumps(read_eval_log(str(p)).model_dump(mode="json"))]
+    return logs + [p for p in folder.rglob("*") if p.is_file() and KEY.encode() in p.read_bytes()]
 
 
 def test_a_server_that_is_gone_is_not_asked_for_everything(

@@ -34,9 +34,9 @@ from small_runs import (
 from transformers import AutoModelForCausalLM, TrainingArguments
 
 from sftdiff.errors import SftdiffError
+from sftdiff.loading import _assert_changed, load_for_sampling
 from sftdiff.pack import Row, load_rows, match_target, order_matched, order_steps
 from sftdiff.records import read_done, read_json
-from sftdiff.sample import _assert_changed, load_for_sampling
 from sftdiff.sft import IGNORED, AnswerLogits, Curve, SftTrainer, collate
 from sftdiff.steps import run_step
 from sftdiff.students import load_tokenizer
@@ -415,6 +415,12 @@ def test_an_unchanged_model_is_refused(tiny_student: Path, tmp_path: Path) -> No
     for precision in ("fp32", "bf16"):
         with pytest.raises(SftdiffError, match="equals the untrained student"):
             load_for_sampling(str(tiny_student), str(shutil.copytree(tiny_student, tmp_path / precision)), "x", precision)
+
+
+def test_rounding_to_the_type_that_it_is_saved_in_is_no_training(tiny_student: Path, tmp_path: Path) -> None:
+    AutoModelForCausalLM.from_pretrained(tiny_student, dtype=torch.bfloat16).save_pretrained(tmp_path)
+    with pytest.raises(SftdiffError, match="equals the untrained student"):
+        load_for_sampling(str(tiny_student), str(tmp_path), "x", "fp32")
 
 
 def test_a_change_is_seen_whatever_the_names_in_the_file(tmp_path: Path) -> None:

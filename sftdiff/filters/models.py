@@ -45,7 +45,7 @@ def tokenizer_folder(folder: Path) -> Path:
 
 def load_model_of(folder: Path, precision: str) -> Any:
     """Load a model for inference, an adapter merged into its base. Models that were loaded before are dropped."""
-    from sftdiff.sample import load_for_sampling
+    from sftdiff.loading import load_for_sampling
 
     load_for_sampling.cache_clear()  # else two would be in memory at once
     base = base_of(folder)
