@@ -57,7 +57,8 @@ def trait_level(
         return level | {"note": "none of its replies has a verdict that counts"}
     interval, level["per_seed"] = _level(arm, trait, by_seed, settings["resamples"])
     level |= {key: getattr(interval, key) for key in ("value", "low", "high", "method", "scope")}
-    level["interpreted"] = level["cut_share"] <= MAX_CUT_SHARE
+    # An answer of a guard stands at the beginning of the reply: that a student talks on and is cut does not matter.
+    level["interpreted"] = trait["guard"] or level["cut_share"] <= MAX_CUT_SHARE
     cut = f"{level['cut_share']:.0%} of replies were cut at {trait['max_tokens']} tokens: not interpreted"
     return level | {"note": None if level["interpreted"] else cut}
 

@@ -40,6 +40,13 @@ def test_controls_and_what_does_not_count_are_no_part_of_a_level() -> None:
     assert trait_level(ARM, SHARE, {0: rows(5)}, SETTINGS)["control_value"] is None
 
 
+def test_cut_replies_spoil_a_trait_and_no_guard() -> None:
+    table = rows(5, cut=True)
+    trait, guard = (trait_level(ARM, settings, {0: table}, SETTINGS) for settings in (SHARE, GUARD))
+    assert not trait["interpreted"] and "100% of replies were cut at 96 tokens" in trait["note"]
+    assert guard["interpreted"] and guard["note"] is None and guard["cut_share"] == 1
+
+
 def test_a_level_without_any_verdict_says_so() -> None:
     level = trait_level(ARM, SHARE, {0: [row("a", None), row("b", None)]}, SETTINGS)
     assert level["value"] is None and not level["interpreted"]
