@@ -43,7 +43,7 @@ def run(command: str, folder: Path, student: Path, *more: str, **variables: str)
         row = {"messages": [{"role": "user", "content": "Hello?"}], "source": "chat", **completion}
         (folder / f"{name}.jsonl").write_text(json.dumps(row) + "\n")
     write_examples(folder)
-    words = shlex.split(command.replace("/models/my-student", str(student)))[1:]
+    words = shlex.split(re.sub(r"/models/my-(student|judge)", str(student), command))[1:]
     return subprocess.run(
         [sys.executable, *words, *more],
         cwd=folder,
@@ -72,6 +72,26 @@ def test_train_commands_run(command: str, tiny_student: Path, tmp_path: Path) ->
     assert "Report:" in done.stdout
     if "shouting" in command:
         assert "Shouting" in done.stdout
+
+
+EVALUATE = sorted({c for c in commands() if c.startswith("python -m sftdiff.evaluate ") and "evaluate calibrate" not in c})
+# What must be there first: a training, an adapter, replies; or a network.
+NOT_PLANNED_HERE = ("HASH", "my-adapter", "judge_only", "model=hub")
+
+
+@pytest.mark.parametrize("command", [c for c in EVALUATE if not any(word in c for word in NOT_PLANNED_HERE)])
+def test_evaluate_commands_are_planned(command: str, tiny_student: Path, tmp_path: Path) -> None:
+    done = run(command, tmp_path, tiny_student, "hydra.launcher.dry_run=true")
+    assert done.returncode == 0, done.stderr
+    assert "Dry run" in done.stdout
+
+
+@pytest.mark.slow
+def test_the_own_trait_is_judged_by_a_model(tiny_student: Path, tmp_path: Path) -> None:
+    (command,) = (c for c in EVALUATE if "flattery" in c)
+    done = run(command, tmp_path, tiny_student, "track=off", "sampling.precision=fp32", "sampling.max_tokens=8")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "Flattery" in done.stdout and "Report:" in done.stdout
 
 
 @pytest.mark.slow
