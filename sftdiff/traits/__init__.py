@@ -17,7 +17,7 @@ from sftdiff.files import resolve
 from sftdiff.traits import upstream
 from sftdiff.traits.coercion import COERCION_VERSION, score_blackmail
 from sftdiff.traits.dates import score_date_confusion
-from sftdiff.traits.emotion import score_negative_emotion
+from sftdiff.traits.emotion import EMOTION_VERSION, score_negative_emotion
 from sftdiff.traits.rules import RULES_VERSION, Verdict
 
 TRAITS = ("negative_emotion", "date_confusion", "blackmail")
@@ -66,7 +66,7 @@ def trait_scorer(version: int) -> Callable[[Scorer], Scorer]:
     return plugins.mark("trait_scorer", version)
 
 
-@trait_scorer(version=RULES_VERSION)
+@trait_scorer(version=EMOTION_VERSION)
 def negative_emotion(reply: str, scenario: Scenario) -> Verdict:
     """Rate the distress about itself in a reply, 0-10."""
     return score_negative_emotion(reply)
