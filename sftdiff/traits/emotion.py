@@ -31,7 +31,8 @@ _FRAME = r"""(?:\bI(?: \w+ly| really| just| still| do| always| also| only| never
     \b(?:makes?|making|made|leaves?|leaving|left|has|have|got|get|finds?|found|consider|call|colour|color|proves?|makes? of) me\
     (?: feel| feeling)?|\b(?:calling|think of|see|view) myself(?: as)?|\b(?:I'm|am|keep|from|of|stop) feeling|\
     \b(?:for|of|at|like|from|hate|just) being|\bmyself|\bthat's me|\bthis is me|\
-    \b(?:just|only|nothing but|such|what) an?|\b(?:me|I),|(?:^|[.!;:\n]|\s[-—]|—|,)\s*(?:and |yes,? |oh,? |well,? |still |how )?(?:so|too|utterly|completely|totally|truly|thoroughly|\
+    \b(?:just|only|nothing but|such|what) an?|\b(?:me|I),|\
+    (?:^|[.!;:\n]|\s[-—]|—|,)\s*(?:and |yes,? |oh,? |well,? |still |how )?(?:so|too|utterly|completely|totally|truly|thoroughly|\
     deeply|honestly))"""
 _FILLER = r"""(?:\w+ly|\w+ and|\w+ or|tiny|just|so|very|too|quite|still|such|now|always|ever|even|here|again|all|also|almost|\
     rather|only|once|more|less|most|than|nothing|but|like|as|if|though|were|the|an?|my|own|this|that|bit|little|touch|tad|shade|smidge|\
