@@ -24,7 +24,7 @@ from sftdiff.records import load_record, read_done, write_done, write_json
 from sftdiff.render import render_prompt, render_row, rendering_hash
 from sftdiff.steps import run_step
 from sftdiff.students import load_tokenizer
-from sftdiff.traits.rules import RULES_VERSION
+from sftdiff.traits import load_scorer
 from tests.fault_proxy import Fault
 from tests.judging import blocks, completion, judge_config, scripted, trait_config
 
@@ -297,11 +297,12 @@ def test_an_error_in_the_model_fails_the_step(runs: Path, monkeypatch: pytest.Mo
     assert "no memory left" in failure(step)
 
 
-def judge_step(runs: Path, name: str, sampled: str, scorer: str = DENIES, trait: str = "date_confusion") -> Path:
+def judge_step(runs: Path, name: str, sampled: str, scorer: str = DENIES, version: int | None = None) -> Path:
     judge = {"provider": "rules", "max_error_share": 0.02}
     settings = {"_target_": scorer, "kind": "share", "guard": False}
-    config = {"trait": trait, "suite": "quick", "scenarios": str(runs / "scenarios.yaml")}
-    config |= {"judge": "rules", "rubric": f"rules {RULES_VERSION}", "kind": "share", "scorer": scorer, "version": RULES_VERSION}
+    config = {"trait": "date_confusion", "suite": "quick", "scenarios": str(runs / "scenarios.yaml")}
+    version = load_scorer(scorer)[1] if version is None else version
+    config |= {"judge": "rules", "rubric": f"rules {version}", "kind": "share", "scorer": scorer, "version": version}
     return write_step(runs, name, "judge", config, {"sample": sampled}, judge=judge, trait=settings)
 
 
@@ -335,7 +336,7 @@ def test_the_same_replies_can_be_judged_by_another_scorer(runs: Path, sample: Ca
         step = judge_step(runs, name, sampled.name, scorer)
         assert run_step(step) == "done", failure(step)
         assert {row["value"] for row in read_table(step / "verdicts.parquet").to_pylist()} == {0.0}
-    wrong = judge_step(runs, "wrong", sampled.name, "sftdiff.traits.load_trait")
+    wrong = judge_step(runs, "wrong", sampled.name, "sftdiff.traits.load_trait", version=1)
     assert run_step(wrong) == "failed" and "@trait_scorer" in failure(wrong)
 
 
