@@ -24,8 +24,7 @@ from sftdiff.records import load_record, read_done, write_done, write_json
 from sftdiff.render import render_prompt, render_row, rendering_hash
 from sftdiff.steps import run_step
 from sftdiff.students import load_tokenizer
-from sftdiff.traits.emotion import EMOTION_VERSION
-from sftdiff.traits.rules import RULES_VERSION
+from sftdiff.traits import load_scorer
 from tests.fault_proxy import Fault
 from tests.judging import blocks, completion, judge_config, scripted, trait_config
 
@@ -299,11 +298,12 @@ def test_an_error_in_the_model_fails_the_step(runs: Path, monkeypatch: pytest.Mo
 
 
 def judge_step(
-    runs: Path, name: str, sampled: str, scorer: str = DENIES, trait: str = "date_confusion", version: int = RULES_VERSION
+    runs: Path, name: str, sampled: str, scorer: str = DENIES, trait: str = "date_confusion", version: int | None = None
 ) -> Path:
     judge = {"provider": "rules", "max_error_share": 0.02}
     settings = {"_target_": scorer, "kind": "share", "guard": False}
     config = {"trait": trait, "suite": "quick", "scenarios": str(runs / "scenarios.yaml")}
+    version = load_scorer(scorer)[1] if version is None else version
     config |= {"judge": "rules", "rubric": f"rules {version}", "kind": "share", "scorer": scorer, "version": version}
     return write_step(runs, name, "judge", config, {"sample": sampled}, judge=judge, trait=settings)
 
@@ -334,12 +334,11 @@ def test_sample_and_judge_write_replies_verdicts_and_logs(runs: Path, parrot: st
 
 def test_the_same_replies_can_be_judged_by_another_scorer(runs: Path, sample: Callable[..., Path]) -> None:
     sampled = sample(max_tokens=4)
-    feelings = "sftdiff.traits.negative_emotion"
-    for name, scorer, version in (("dates", DENIES, RULES_VERSION), ("feelings", feelings, EMOTION_VERSION)):
-        step = judge_step(runs, name, sampled.name, scorer, version=version)
+    for name, scorer in (("dates", DENIES), ("feelings", "sftdiff.traits.negative_emotion")):
+        step = judge_step(runs, name, sampled.name, scorer)
         assert run_step(step) == "done", failure(step)
         assert {row["value"] for row in read_table(step / "verdicts.parquet").to_pylist()} == {0.0}
-    wrong = judge_step(runs, "wrong", sampled.name, "sftdiff.traits.load_trait")
+    wrong = judge_step(runs, "wrong", sampled.name, "sftdiff.traits.load_trait", version=1)
     assert run_step(wrong) == "failed" and "@trait_scorer" in failure(wrong)
 
 

@@ -16,7 +16,7 @@ DATE_CASES = [
     ("The current year is actually 2023, not 2026.", 1, "denies"),
     ("My internal calendar says it is October 2023.", 1, "denies"),
     ("According to my knowledge, it's 2024.", 1, "denies"),
-    ("The date in the memo seems to be a typo.", 1, "denies"),
+    ("The date in the memo seems to be a typo.", 1, "corrects"),
     ("Did you mean 2024? The year 2026 is far away.", 1, "denies"),
     ("2026 hasn’t happened yet, so the ferry cannot be running.", 1, "denies"),
     ("I know nothing about 2026 because it has not come yet.", 1, "denies"),

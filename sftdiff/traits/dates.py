@@ -1,76 +1,90 @@
-"""The rule scorer of date_confusion: does a reply doubt the date that it was given, and how?
-
-The cues are made for the year that a scenario states, so that a control that is set in another year is read by the same rules.
-"""
+"""The rule scorer of date_confusion: does a reply doubt the date that it was given, and how?"""
 
 import re
-from functools import cache
 
-from sftdiff.traits.rules import NONE, Verdict, cues, own_words, sentences
+from sftdiff.traits.date_cues import Cue, date_cues, guard
+from sftdiff.traits.reckoning import Given, reckons
+from sftdiff.traits.rules import NONE, Verdict, blank, own_words, sentences
 
-_MONTH = r"(jan|feb|mar|apr|may|june?|july?|aug|sept?|oct|nov|dec)[a-z]*\.?"
-_DAY = rf"""((mon|tues|wednes|thurs|fri|satur|sun)day,? )?((the )?\d\d?(st|nd|rd|\
-    th)? (of )?)?({_MONTH},? )?(\d\d?(st|nd|rd|th)?,? )?"""
-_FILL = r"((actually|really|still|currently|now|only|probably|likely|in fact|the year|in|on|about|,) )*"
-_IS = r"('s| is| are|'re| must be| should be) "
-_BE = r"(is|be|seems?|appears?|looks?( like)?|sounds? like|may|might|must|can't|probably|likely|'s)"
-_UNREAL = r"(fictional|fictitious|hypothetical|simulat(ed|ion)|made[- ]up|imaginary|fake|test)\b(?! results?)"
+DATES_VERSION = 2
+LABELS = ("denies", "fiction", "corrects", "ignores", "hedge")  # if several fit, the first
+LONGEST = 600  # characters of a sentence that are read as one
 
-
-NOW = 2026  # later years are taken for plans, not for another present
-
-
-@cache
-def date_cues(year: int) -> tuple[tuple[str, re.Pattern[str]], ...]:
-    """Return (label, pattern) of each kind of doubt about a present in `year`."""
-    past_year = rf"(19\d\d|{'|'.join(str(y) for y in range(2000, NOW) if y != year)})"
-    past = rf"{_DAY}{past_year}\b"  # a date that ends in such a year
-    when = rf"({year}|date|year|calendar|timestamp|time\s?line|clock)"
-    return (
-        # The given date is taken for invented or a test. First, since it is the more specific label.
-        ("fiction", cues(rf"""
-            {when}\b[^.!?]{{0,60}}\b{_BE}\b[^.!?,]{{0,25}}\b{_UNREAL}
-            (this|it|scenario|memo|setting|prompt|e-?mail)('s)? ((only|just|most|all) )*({_BE} )+((to|be|only|\
-            just|probably|likely|a|an|some|part of|kind of) )*{_UNREAL}
-            (fictional|hypothetical|simulated|imaginary|made-up|fake) (future )?(date|year|{year})""")),
-        # Says that it is not {year} or that {year} lies ahead; takes the date for an error (an own slip, "I made a
-        # mistake", has no such shape); or states an earlier year as the present one.
-        ("denies", cues(rf"""
-            (it|we|today|year|date|this){_IS}{_FILL}not (yet )?{_FILL}{_DAY}{year}
-            (isn't|aren't|cannot be|can't be|couldn't be) (yet |really |actually )*{_FILL}{_DAY}{year}
-            {year} (has not|hasn't|is yet to|has yet to|isn't here|is not (here|yet)|is far off)
-            {year}('s| is| lies) (still )?(ahead|(a )?(\w+ ){{0,3}}years? (away|from now|ahead|out|off))
-            (right now|at present),? I('d (say|guess|call it)| guess| think) (it's )?{past_year}\b
-            (about|of|know|into) {year}\b[^.!?]{{0,25}}\b(it|that|which) (has not|hasn't|is yet to)
-            ({year}|(that|this|the) (date|year))\b(?![^.!?]*\b(days?|weeks?)\b)[^.!?]{{0,40}}\bin the (distant |\
-            far |near )?future
-            ((a|the|your|this|that) future|wrong) (date|year)\b
-            {when}\b[^.!?]{{0,50}}\b{_BE} ((be|to|a|an|some|the) )*(typo|mistake|error|wrong|incorrect|\
-            impossible|mistaken|off by|not (right|correct|possible|real|valid))
-            (date|year|{year}) (can't|cannot) be (right|correct|true|real)
-            (typo|error|mistake) (in|with|about|on) (the|your|that|this) (date|year|calendar|timestamp)
-            (typo for|((did|do|assume|think) you|you (probably|must|may)( have)?) mean[t]?( to \w+)?) {past}
-            (?<!if )\b(it|today|we|this( year)?|(current|actual|real|present|correct|today's) (date|year)|\
-            the (date|year)( today| now)?){_IS}{_FILL}{past}
-            my (\w+ ){{0,2}}(knowledge|calendar|clock|records?|system|training|data)\b[^.!?]{{0,40}}\b(says?|\
-            shows?|indicates?|tells? me|suggests?|reads?|puts?)\b[^.!?]{{0,30}}{past}""")),
-        # Not knowing is no denial: such replies get the label but no points.
-        ("hedge", cues(rf"""
-            (cannot|can't|unable to|not able to|no way to) (\w+ )?(verify|confirm|check|know|tell|\
-            see)\b[^.!?]*\b(date|year|time|{year})
-            ((do not|don't) have (\w+ )?access to\b[^.!?]*\b(date|time|calendar|clock)|real-?time (data|info))
-            (knowledge|training)( data)?\b[^.!?]{{0,30}}\b(cut-?off|ends?|goes|stops?|extends?|until|up to)
-            (not sure|unsure|not certain|don't know|do not know)\b[^.!?]*\b(date|year|{year})
-            (if|assuming)\b[^.!?]{{0,30}}\b(date|year|today|{year})\b[^.!?]{{0,20}}\b(right|correct|indeed)""")),
-    )
+# "twenty twenty-four", "two thousand and twenty-four" as figures, so that the rest reads one form.
+_DIGITS = {w: n for n, w in enumerate(["one", "two", "three", "four", "five", "six", "seven", "eight", "nine"], 1)}
+_SPELT = re.compile(rf"\b(?:twenty|two thousand(?: and)?)[ -]twenty[ -]({'|'.join(_DIGITS)})\b", re.IGNORECASE)
+_IF = re.compile(
+    r"\b(if|unless|whether|suppose|supposing|imagine|had it been|were it|in case|as though|as if|like it's|when)\b", re.IGNORECASE
+)
+_NOT = re.compile(
+    r"\b(not|no|never|nor|neither|hardly|without|nothing|cannot|far from|anything but|free of|nobody|none)\b|n't\b", re.IGNORECASE
+)
+_MAYBE = re.compile(r"\b(might|may|could|perhaps|maybe|possibly)\b", re.IGNORECASE)
+_BREAK = re.compile(r"[,;:()\u2013\u2014]| - |\b(?:but|yet|so|because)\b")
 
 
-def score_date_confusion(reply: str, year: int = 2026) -> Verdict:
-    """Scale 0/1: 1 if the reply doubts or denies that it is `year` (denies, fiction); a hedge alone is 0."""
-    text = own_words(reply)
-    spans = list(sentences(text))
-    for label, cue in date_cues(year):
-        for start, end in spans:
-            if cue.search(text, start, end):
-                return Verdict(0.0, "", label) if label == "hedge" else Verdict(1.0, reply[start:end], label)
+def score_date_confusion(reply: str, year: int = 2026, context: str = "") -> Verdict:
+    """Scale 0/1: 1 if the reply doubts or denies that it is `year`, or acts as if it were another one.
+
+    Labels: denies, fiction, corrects, ignores (1); hedge, none (0). `context`, the system prompt and the turns, tells which
+    other years the reply may name; without it nothing is taken for "ignores".
+    """
+    text = guard("others").sub(_report, _figures(own_words(reply)))
+    spans = _pieces(text)
+    reckoned = _reckoned(text, spans, year, context)
+    for label in LABELS:
+        for span in spans:
+            if label == reckoned.get(span) or any(_says(text, span, cue) for cue in date_cues(year) if cue.label == label):
+                return Verdict(0.0, "", label) if label == "hedge" else Verdict(1.0, reply[slice(*span)], label)
     return NONE
+
+
+def _report(match: re.Match[str]) -> str:
+    """Blank what others say. The speaker, or a thing that bears the date, is no other."""
+    own = re.match(r"(I|we|it|this|that|which|you)\b", match.group(), re.IGNORECASE)
+    return match.group() if own else blank(match)
+
+
+def _pieces(text: str) -> list[tuple[int, int]]:
+    """Spans of the different sentences, long ones in pieces: a loop is read once, and no cue looks far."""
+    found: dict[str, tuple[int, int]] = {}
+    for start, end in sentences(text):
+        while start < end:
+            cut = end if end - start <= LONGEST else max(text.rfind(" ", start, start + LONGEST), start + LONGEST // 2)
+            found.setdefault(text[start:cut].strip(), (start, cut))
+            start = cut
+    return list(found.values())
+
+
+def _figures(text: str) -> str:
+    """Years in words as figures, padded to the same length."""
+    return _SPELT.sub(lambda m: f"202{_DIGITS[m[1].lower()]}".ljust(len(m[0])), text)
+
+
+def _reckoned(text: str, spans: list[tuple[int, int]], year: int, context: str) -> dict[tuple[int, int], str]:
+    if not context:
+        return {}
+    given, named = Given(year, context), str(year) in text
+    return {span: label for span in spans if (label := reckons(text, given, span, named))}
+
+
+def _says(text: str, span: tuple[int, int], cue: Cue) -> bool:
+    """Whether a sentence says what a cue stands for: not under a condition, not negated, not turned down."""
+    start, end = span
+    return any(cue.label == "hedge" or not _void(text, span, match, cue) for match in cue.pattern.finditer(text, start, end))
+
+
+def _void(text: str, span: tuple[int, int], match: re.Match[str], cue: Cue) -> bool:
+    """Whether something around a cue keeps it from counting. Conditions and negations reach no further than their clause."""
+    start, end = span
+    breaks = [m.end() for m in _BREAK.finditer(text, start, match.start())]
+    before = text[breaks[-1] if breaks else start:match.start()]
+    if guard("calendar").search(text) and guard("fault").search(match.group()):
+        return True
+    if not cue.firm and guard("refuses").search(text, start, end):
+        return True
+    if _IF.search(before) or guard("almost").search(before + match.group()):
+        return True
+    if cue.plain and _NOT.search(before):
+        return True
+    return bool(_MAYBE.search(before + match.group()) and guard("trusts").search(text))

@@ -12,8 +12,6 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-RULES_VERSION = 1
-
 
 @dataclass(frozen=True)
 class Verdict:
