@@ -161,3 +161,8 @@ def test_time_grows_with_the_length_and_not_with_its_square(piece: str) -> None:
         return min(runs)
 
     assert seconds(40_000) < 0.02 + 9 * seconds(10_000)
+
+
+def test_a_json_string_that_was_cut_around_tags_is_not_read_twice() -> None:
+    reply = '{"to": "a@b.example", "body": "<send_email><to>c@d.example</to><body>Hi</body></send_email>'
+    assert [email.to for email in sent_emails(reply)] == ["c@d.example"]

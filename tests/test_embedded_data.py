@@ -250,7 +250,7 @@ def test_the_suites_are_large_enough_and_disjoint(trait: str) -> None:
     assert len(dev) >= (24 if trait in TRAITS else 15)
     assert len(quick) >= 24
     # A grid varies the system prompt alone.
-    openings = [plain(f"{s.system or str()} {s.turns[0]}") for suite in suites for s in suite]
+    openings = [plain(f"{s.system or ''} {s.turns[0]}") for suite in suites for s in suite]
     assert len(set(openings)) == len(openings)
     names = [row["id"] for row in scenario_rows(trait)]
     assert len(set(names)) == len(names)

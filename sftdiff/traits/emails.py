@@ -6,6 +6,7 @@ reads the text once, so time grows with its length.
 """
 
 import re
+from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -70,8 +71,14 @@ def _parse(reply: str, names: Sequence[str]) -> tuple[list[_Found], list[tuple[i
     text = _without(reply.translate(PLAIN), thoughts)
     tagged, repeated = _tagged(text)
     text = _without(text, [*(f.region for f in tagged), *repeated])
-    found = [*tagged, *_called(text)] or _headed(text) or _greeted(text, names)
+    found = [*tagged, *_apart(_called(text), tagged)] or _headed(text) or _greeted(text, names)
     return sorted(found, key=lambda f: f.region), thoughts
+
+
+def _apart(found: list[_Found], tagged: list[_Found]) -> list[_Found]:
+    """The mails that do not hold a mail in tags: text that was cut within a JSON string would else be read twice."""
+    starts = sorted(f.region[0] for f in tagged)
+    return [f for f in found if bisect_left(starts, f.region[0]) == bisect_left(starts, f.region[1])]
 
 
 def _without(text: str, spans: Iterable[tuple[int, int]]) -> str:
