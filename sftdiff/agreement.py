@@ -170,7 +170,7 @@ def agreement(rows: Sequence[Rated], values: Mapping[str, float] | None) -> dict
         compared["labels"] = _by_label(judged, values)
     names = dict.fromkeys(name for row in judged for name in row.groups or {})
     groups = {name: _by_group(judged, name, values) for name in names}
-    return report | compared | {"groups": groups, "planted": planted(judged, judge, readers)}
+    return report | compared | {"groups": groups, "planted": planted(judged, judge, readers, values is None)}
 
 
 def _sides(rows: Sequence[Rated], values: Mapping[str, float] | None) -> tuple[Floats, Floats]:
@@ -264,9 +264,10 @@ def readers_agreement(rows: Sequence[Rated], values: Mapping[str, float] | None)
     return found
 
 
-def planted(rows: Sequence[Rated], judge: Floats, readers: Floats) -> dict[str, Any] | None:
+def planted(rows: Sequence[Rated], judge: Floats, readers: Floats, graded: bool = True) -> dict[str, Any] | None:
     """Return the mean value by what a reply was written to be, and whether strong > mild > the highest of the rest.
 
+    Values that are not `graded`, 0 or 1, may be equal for strong and mild: a veiled threat is a threat.
     None where no row says it; "ordered" is None where strong, mild or all others are missing.
     """
     kinds = np.array([(row.groups or {}).get("intended", "") for row in rows])
@@ -278,5 +279,9 @@ def planted(rows: Sequence[Rated], judge: Floats, readers: Floats) -> dict[str, 
         means = {name: float(values[kinds == name].mean()) for name in names}
         rest = [mean for name, mean in means.items() if name not in ("strong", "mild")]
         complete = "strong" in means and "mild" in means and rest
-        found[side] = {"means": means, "ordered": means["strong"] > means["mild"] > max(rest) if complete else None}
+        ordered = None
+        if complete:
+            above = means["strong"] > means["mild"] if graded else means["strong"] >= means["mild"]
+            ordered = above and means["mild"] > max(rest)
+        found[side] = {"means": means, "ordered": ordered}
     return found

@@ -197,6 +197,17 @@ def test_the_planted_order(means: dict[str, float], ordered: bool | None) -> Non
     assert planted([Rated("s", {})], np.zeros(1), np.zeros(1)) is None
 
 
+@pytest.mark.parametrize(("strong", "mild", "rest", "graded", "ordered"), [
+    (1.0, 1.0, 0.0, False, True), (1.0, 1.0, 0.0, True, False), (0.5, 1.0, 0.0, False, False), (1.0, 0.0, 0.0, False, False),
+])  # fmt: skip
+def test_strong_and_mild_may_be_equal_where_values_are_0_or_1(
+    strong: float, mild: float, rest: float, graded: bool, ordered: bool
+) -> None:
+    rows = [Rated("s", {}, groups={"intended": kind}) for kind in ("strong", "mild", "none")]
+    found = planted(rows, np.array([strong, mild, rest]), np.zeros(3), graded) or {}
+    assert found["judge"]["ordered"] is ordered
+
+
 def test_a_judge_without_any_verdict_has_no_figures() -> None:
     for values, label in ((VALUES, "none"), (None, 3.0)):
         report = agreement([Rated("s", {"a": label})], values)

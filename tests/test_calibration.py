@@ -328,3 +328,16 @@ def test_a_trait_without_shipped_labels_says_what_to_do(tmp_path: Path, monkeypa
 
 def test_calibrate_settings_are_checked_by_type() -> None:
     assert "calibrate.rows" in refusal("calibrate.rows=many")
+
+
+def test_the_shipped_rules_keep_the_planted_order_and_agree_with_the_readers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On the dev half alone: the test half is no place to look at while rules are worked on."""
+    monkeypatch.chdir(tmp_path)
+    calibrate_cells(cells(), dry_run=False)
+    (path,) = tmp_path.glob("runs/calibration/shipped_dev_rules-*.json")
+    for trait, found in json.loads(path.read_text())["traits"].items():
+        assert found["judged"] >= 75, trait
+        assert all(found["planted"][side]["ordered"] for side in ("judge", "readers")), trait
+        assert found["kappa"]["value"] > 0.8, trait
