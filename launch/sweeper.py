@@ -117,6 +117,10 @@ def _overlap(parts: Sequence[str], other: Axis) -> bool:
     return all(a == b for a, b in zip(parts, path, strict=False))
 
 
+WORD = re.compile(r"[^\W.]+(?:-\w+)*")
+COMPUTED = re.compile(r"\$\{[.\s]*\$\{")  # an interpolation that says what it reads by another one
+
+
 class Tree:
     """A composed config, kept both as OmegaConf tree and as plain data, of which value axes change only what they touch."""
 
@@ -126,7 +130,9 @@ class Tree:
         OmegaConf.set_readonly(config, False)
         self.config = config
         try:
-            self.interpolations = list(_interpolations(config, ""))
+            raw: Any = OmegaConf.to_container(config, resolve=False)
+            self.interpolations = {key: _value(raw, key) for key in _interpolations(config, "")}
+            self._read: dict[tuple[str, ...], list[str]] = {}
             _require_values(config)
             self.plain: dict[str, Any] = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)  # type: ignore[assignment]
         except OmegaConfBaseException as error:
@@ -140,9 +146,27 @@ class Tree:
                 OmegaConf.update(self.config, key, value, merge=True)
             except OmegaConfBaseException as error:
                 raise CompactHydraException(f"Error merging override {key}={value}") from error
-        for key in [*values, *self.interpolations] if values else ():
+        for key in [*values, *self._reading(tuple(values))]:
             result = _set(result, key.split("."), _plain(self.config, key))
         return result
+
+    def _reading(self, keys: tuple[str, ...]) -> list[str]:
+        """Return the interpolations that may read one of the keys: those that name a part of it, or of one that does so."""
+        if keys not in self._read:
+            names, found, left = {part for key in keys for part in key.split(".")}, [], dict(self.interpolations)
+            while reading := [k for k, text in left.items() if COMPUTED.search(text) or names & set(WORD.findall(text))]:
+                found += reading
+                names.update(part for key in reading for part in key.split("."))
+                for key in reading:
+                    del left[key]
+            self._read[keys] = found
+        return self._read[keys]
+
+
+def _value(tree: Any, key: str) -> str:
+    for part in key.split("."):
+        tree = tree[part]
+    return str(tree)
 
 
 def _plain(config: DictConfig, key: str) -> Any:
