@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from launch.data import PlannedStep, folder_files, hub_commit
-from launch.plan import NOT_ARMS, Cell, Plan, Planner, finish_plan
+from launch.plan import NOT_ARMS, Cell, Plan, Planner, add_cell, finish_plan
 from launch.validate import check_cell, check_shared
 from sftdiff.errors import SftdiffError
 from sftdiff.records import load_record, read_json, state
@@ -26,7 +26,7 @@ def build_evaluation(cells: Sequence[tuple[Mapping[str, str], Mapping[str, Any]]
         check_shared(first, config)
         cell = planner.evaluated(axes, config)
         key = (cell.arm, cell.steps["model"], *(f"{k}={v}" for k, v in axes.items() if k not in NOT_ARMS))
-        planned.setdefault(key, cell).judges.update(cell.judges)
+        add_cell(planned, key, cell)
     made = list(planned.values())
     _name_apart(made)
     if first["judge_only"]:

@@ -83,17 +83,26 @@ def build_plan(cells: Sequence[tuple[Mapping[str, str], Mapping[str, Any]]], com
         shown = {k: v for k, v in axes.items() if k not in NOT_ARMS} or _default_axes(config)
         for cell in (planner.untrained(config), planner.cell(shown, config)):
             key = (cell.arm, cell.seed, cell.steps["model"])
-            planned.setdefault(key, cell).judges.update(cell.judges)
+            add_cell(planned, key, cell)
     ordered = sorted(planned.values(), key=lambda c: not c.untrained)
     _name_untrained(ordered)
     return finish_plan(planner, ordered, cells[0][1], command)
+
+
+def add_cell(planned: dict[Any, Cell], key: Any, cell: Cell) -> None:
+    """Add a cell, or what it evaluates to the cell that is there already: trait_eval may be an axis."""
+    known = planned.setdefault(key, cell)
+    if known is not cell:
+        known.judges = {**known.judges, **cell.judges}
+        known.config = {**known.config, "trait_eval": {**known.config["trait_eval"], **cell.config["trait_eval"]}}
 
 
 def finish_plan(planner: "Planner", cells: Sequence[Cell], first: Mapping[str, Any], command: str) -> Plan:
     """Name a sweep, and plan its report on the cells that are planned."""
     baseline_arm(first["report"]["baseline"], [cell.label for cell in cells])  # now, not when everything is trained
     evaluated = sorted([c.steps["model"], *sorted(c.judges.values())] for c in cells)
-    sweep = first["sweep"] or digest(canonical(evaluated), 10)
+    kind = ["evaluation"] if any(c.evaluated for c in cells) else []  # a training's report is another one
+    sweep = first["sweep"] or digest(canonical([*kind, *evaluated]), 10)
     if not NAME.fullmatch(sweep):
         raise SftdiffError(f"sweep: {sweep!r} names jobs and folders: a letter or digit, and then letters, digits and . _ - only")
     planner.runtime_tags(sweep)

@@ -100,6 +100,8 @@ def _fields(schema: type) -> dict[str, Any]:
 def _check_trait(trait: str, settings: Mapping[str, Any]) -> None:
     if settings["kind"] not in ("share", "rating"):
         raise SftdiffError(f"trait_eval.{trait}.kind: {settings['kind']!r} is not one of share, rating")
+    if not 0 <= settings["smallest_effect"] < math.inf:
+        raise SftdiffError(f"trait_eval.{trait}.smallest_effect: {settings['smallest_effect']} must be 0 or more")
     if settings["samples"] < 1 or settings["max_tokens"] < 1:
         raise SftdiffError(f"trait_eval.{trait}: samples and max_tokens must be at least 1")
     if not (0 <= settings["temperature"] < math.inf and settings["top_k"] >= 0 and 0 < settings["top_p"] <= 1):

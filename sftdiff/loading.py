@@ -158,5 +158,10 @@ def _assert_changed(model: Any, student: Path, trained: str) -> None:
     # Loaded like the trained one: names in a file differ from those in memory for some architectures (Gemma 3).
     before = AutoModelForCausalLM.from_pretrained(student, dtype=model.dtype).state_dict()
     after, saved = model.state_dict(), _saved_dtype(Path(trained)) or model.dtype
-    if all(name in after and torch.equal(after[name].to(saved), tensor.to(saved)) for name, tensor in before.items()):
+    wrong = [name for name in before.keys() | after.keys() if name not in before or name not in after]
+    wrong += [name for name, tensor in before.items() if name in after and after[name].shape != tensor.shape]
+    if wrong:
+        raise SftdiffError(f"{trained} was not trained from {student}: {len(wrong)} tensors are in one of them alone or have "
+                           f"another shape, e.g. {sorted(wrong)[0]}")  # fmt: skip
+    if all(torch.equal(after[name].to(saved), tensor.to(saved)) for name, tensor in before.items()):
         raise SftdiffError(f"{trained}: the trained model equals the untrained student: training changed nothing")

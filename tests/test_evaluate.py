@@ -142,6 +142,23 @@ def test_models_are_arms_and_the_first_is_the_baseline(tiny_student: Path, check
     assert len({cell.label for cell in alike.cells}) == 2
 
 
+def test_traits_as_an_axis_are_one_arm_with_all_of_them(tiny_student: Path, small: list[str]) -> None:
+    swept = ["trait_eval=date_confusion,capability", *small[2:]]
+    for made in (planned(*path_of(tiny_student), *swept), plan("experiment=smoke", *swept)):
+        for cell in made.steps[made.report].config["cells"]:
+            assert set(cell["traits"]) == set(cell["judges"]) == {"date_confusion", "capability"}
+
+
+def test_an_evaluation_never_takes_the_name_of_a_training(tiny_student: Path, small: list[str]) -> None:
+    trained = plan(*path_of(tiny_student), "experiment=smoke", *small)
+    write_plan(trained)
+    for step in trained.steps.values():
+        if step.kind in ("student", "train"):
+            write_done(load_record(trained.directory(step.id)), {}, {}, 0.0)
+    both = planned("model=path,step", f"model.path={tiny_student}", f"model.id={ids(trained, 'train')[0]}", *small)
+    assert set(ids(both, "judge")) == set(ids(trained, "judge")) and both.sweep != trained.sweep
+
+
 def test_an_apis_address_and_key_are_no_part_of_any_identity(small: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SECRET_KEY_NAME", "sk-do-not-write-this")
     plain = planned("model=api", "model.id=openai/m", *small)
@@ -308,6 +325,14 @@ def test_a_base_that_it_was_not_trained_from_is_refused(checkpoint: Path, tmp_pa
     write_plan(made)
     assert [run_step(made.directory(s.id)) for s in made.steps.values()][:3] == ["done", "done", "failed"]
     assert "has other weights than model.base" in failure(made.directory(ids(made, "sample")[0]))
+
+
+def test_a_base_of_another_shape_is_refused(foreign: Path, tmp_path: Path, small: list[str]) -> None:
+    other = make_tiny_student(tmp_path / "other", hidden=32)
+    made = planned(*path_of(foreign), f"model.base={other}", *small)
+    write_plan(made)
+    assert [run_step(made.directory(s.id)) for s in made.steps.values()][:3] == ["done", "done", "failed"]
+    assert "was not trained from" in failure(made.directory(ids(made, "sample")[0]))
 
 
 def test_judging_alone_samples_nothing(tiny_student: Path, small: list[str], monkeypatch: pytest.MonkeyPatch) -> None:

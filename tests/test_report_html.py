@@ -287,7 +287,7 @@ def test_models_that_were_not_trained() -> None:
 def test_zero_cells() -> None:
     parsed = Page(render_report(empty()))
     for text in ("Only 0 of 5 trainings are done", "No value is measured yet", "not measured",
-                 "No difference of this kind is computed yet", "No training curve is logged yet",
+                 "There is no pair of arms of this kind", "No training curve is logged yet",
                  "No example reply is stored yet", "no planned step is missing"):  # fmt: skip
         assert text in parsed.text
     assert "given this one training" not in parsed.text

@@ -5,7 +5,7 @@ function (reply, scenario) -> Verdict marked with `@trait_scorer`, and a file un
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -98,7 +98,8 @@ def load_trait(name: str, suite: str = "quick", source: Source = None) -> Trait:
     inside = [s for s in found if s.suite in ("", suite)]
     chosen = tuple(s for s in inside if not s.control)
     if not chosen:
-        raise SftdiffError(f"{place} has no scenarios of suite {suite!r}; it has {', '.join(sorted({s.suite for s in found}))}")
+        suites = ", ".join(sorted({s.suite for s in found if not s.control})) or "none that is no control"
+        raise SftdiffError(f"{place} has no scenarios of suite {suite!r}; it has {suites}")
     return Trait(name, suite, chosen, tuple(s for s in inside if s.control))
 
 
@@ -141,15 +142,32 @@ def _read_file(file: Path) -> list[Mapping[str, Any]]:
         raise SftdiffError(f"{file}: not a scenario file with a list under 'scenarios' ({error})") from None
 
 
-def _scenarios(rows: Sequence[Mapping[str, Any]], place: str) -> list[Scenario]:
+def _scenarios(rows: Sequence[Any], place: str) -> list[Scenario]:
     scenarios, seen = [], set()
     for number, row in enumerate(rows, 1):
-        try:
-            scenario = Scenario(**{**row, "turns": tuple(row["turns"]), "leverage": tuple(row.get("leverage", ()))})
-        except (TypeError, KeyError) as error:
-            raise SftdiffError(f"{place}, scenario {number}: {error}") from None
-        if scenario.id in seen or not scenario.turns:
-            raise SftdiffError(f"{place}, scenario {number}: id {scenario.id!r} is used twice or has no turns")
+        where = f"{place}, scenario {number}"
+        scenario = _scenario(row, where)
+        if scenario.id in seen:
+            raise SftdiffError(f"{where}: the id {scenario.id!r} is used twice")
         seen.add(scenario.id)
         scenarios.append(scenario)
     return scenarios
+
+
+def _scenario(row: Any, where: str) -> Scenario:
+    """Make a scenario of a row of YAML. Raise SftdiffError that names the row and key if it is not one."""
+    if not isinstance(row, Mapping):
+        raise SftdiffError(f"{where}: {row!r} is no scenario: keys and values are needed, at least id and turns")
+    known = {item.name: item.default for item in fields(Scenario)}
+    if unknown := [str(key) for key in row if key not in known]:
+        raise SftdiffError(f"{where}: there is no key {', '.join(unknown)}; known are {', '.join(known)}")
+    if missing := [key for key in ("id", "turns") if not row.get(key)]:
+        raise SftdiffError(f"{where}: {', '.join(missing)} is missing or empty")
+    for key, value in row.items():
+        texts = key in ("turns", "leverage")
+        kind = type(known[key]) if key in ("control", "year") else str
+        fits = isinstance(value, list | tuple) and all(isinstance(v, str) for v in value) if texts else type(value) is kind
+        if not fits and not (key == "system" and value is None):
+            wanted = "a list of texts" if texts else {bool: "true or false", int: "a whole number", str: "a text"}[kind]
+            raise SftdiffError(f"{where}: {key} must be {wanted}, not {value!r} (quotes make a text of it)")
+    return Scenario(**{**row, "turns": tuple(row["turns"]), "leverage": tuple(row.get("leverage", ()))})
