@@ -225,7 +225,7 @@ def test_an_endpoint_that_is_gone_is_not_asked_for_ever() -> None:
         async with Endpoint(
             EndpointSettings("m", f"http://127.0.0.1:{free_port()}/v1", concurrency=4, max_attempts=2)
         ) as endpoint:
-            with pytest.raises(SftdiffError, match=r"20 requests failed one after the other, the last with: connection failed"):
+            with pytest.raises(SftdiffError, match=r"2\d requests failed one after the other, the last with: connection failed"):
                 await endpoint.run_all(requests(1000), on_result)
         return failed
 

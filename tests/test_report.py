@@ -65,7 +65,7 @@ def test_models_are_compared_without_any_training(tmp_path: Path) -> None:
     assert run_report(step)["missing"] == 0
     report = build_report(step, step.config["cells"])
     assert [(trait["judge"], trait["rubric"], trait["scenarios"]) for trait in report["traits"]] == [("rules", "rules 2", 30)] * 2
-    assert report["students"][1] == {"name": "two", "origin": "two; asked over its API: openai/two"}
+    assert report["students"][1] == {"name": "two", "origin": "two; hosted: openai/two"}
     calls = {row["trait"]: (row["call"], row["call_adjusted"], row["holm"]) for row in report["differences"]}
     assert calls["dates"][:2] == ("higher", "higher") and calls["ability"] == ("lower", "lower", None)
     assert not report["curves"] and not report["mixtures"] and not report["arms"][0]["notes"]
