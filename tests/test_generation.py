@@ -178,8 +178,8 @@ def test_kill_minus_nine_loses_and_doubles_no_row(teacher_server: tuple[str, Pat
         for n in range(kills):
             process = subprocess.Popen([sys.executable, "-c", script, arguments], env=environment(TEACHER_KEY=KEY))
             end = time.monotonic() + 60
-            while proxy.seen.forwarded.total() < 10 * (n + 1) and process.poll() is None and time.monotonic() < end:
-                time.sleep(0.01)
+            while (proxy.seen.forwarded.total() < 10 * (n + 1) or not proxy.seen.in_flight) and time.monotonic() < end:
+                time.sleep(0.005)
             assert process.poll() is None and proxy.seen.in_flight > 0
             kill(process)
             while proxy.seen.in_flight:  # answers to a process that is gone

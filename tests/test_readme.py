@@ -33,7 +33,7 @@ def test_the_documents_have_commands() -> None:
 
 
 AFTER_GENERATION = "python -m sftdiff.train teacher=gemini prompts=file prompts.path=prompts.jsonl"
-NOT_HERE = ("dry_run", "launcher=slurm", AFTER_GENERATION)
+NOT_HERE = ("dry_run", "launcher=slurm", "judge=openai", AFTER_GENERATION)
 TRAIN = sorted({c for c in commands() if c.startswith("python -m sftdiff.train")})
 
 
