@@ -153,7 +153,8 @@ class Tree:
     def _reading(self, keys: tuple[str, ...]) -> list[str]:
         """Return the interpolations that may read one of the keys: those that name a part of it, or of one that does so."""
         if keys not in self._read:
-            names, found, left = {part for key in keys for part in key.split(".")}, [], dict(self.interpolations)
+            names, found = {part for key in keys for part in key.split(".")}, list[str]()
+            left = {key: text for key, text in self.interpolations.items() if key not in keys}
             while reading := [k for k, text in left.items() if COMPUTED.search(text) or names & set(WORD.findall(text))]:
                 found += reading
                 names.update(part for key in reading for part in key.split("."))

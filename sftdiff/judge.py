@@ -19,7 +19,7 @@ from sftdiff.backend import quiet_inspect
 from sftdiff.errors import SftdiffError
 from sftdiff.files import read_table, write_rows
 from sftdiff.judges import Item, Judged, asked_digest, cost_of, judge_identity, judge_items
-from sftdiff.sample import REPLY_SCHEMA
+from sftdiff.replies import REPLY_SCHEMA
 from sftdiff.steps import Step
 from sftdiff.traits import load_trait
 from sftdiff.traits.rules import is_loop

@@ -29,8 +29,6 @@ from sftdiff.traits.tasks import replies, trait_task
 
 MOST_FAILURES = 20  # conversations with a hosted model: then it is taken to be gone
 
-__all__ = ["REPLY_SCHEMA", "load_for_sampling", "reply_rows", "run_sample"]
-
 
 class Count:
     """How many replies there are, told to the step as its progress."""
