@@ -81,18 +81,25 @@ def mcnemar(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> float:
     return min(1.0, 2 * float(betainc(up + down - low, low + 1, 0.5)))  # P(X <= low), X ~ binomial(up + down, 1/2)
 
 
-def p_value(limits: Callable[[float], Limits], value: float) -> float:
-    """The largest error rate at which the limits still hold 0: the two-sided p that agrees with the interval."""
+def p_value(limits: Callable[[float], Limits], value: float, alpha: float) -> float | None:
+    """The error rate from which on the limits exclude 0: the two-sided p that agrees with the interval at `alpha`.
+
+    None where no such rate exists, since limits at some rate exclude 0 that a larger rate's hold, or all exclude it: joined
+    score limits do that where the sides go together closely and one of them ends at the border of the scale.
+    """
     if value == 0:
         return 1.0
 
-    def holds(alpha: float) -> bool:
-        low, high = limits(alpha)
+    def holds(rate: float) -> bool:
+        low, high = limits(rate)
         return low <= 0 <= high
 
-    inside, outside = math.log(LEAST_P), 0.0
-    if not holds(LEAST_P):
-        return LEAST_P
+    rates = sorted([*np.geomspace(LEAST_P, 1.0, 40)[:-1].tolist(), alpha])
+    held = [holds(rate) for rate in rates]
+    count = sum(held)
+    if not count or held != sorted(held, reverse=True):
+        return None
+    inside, outside = math.log(rates[count - 1]), math.log(rates[count]) if count < len(rates) else 0.0
     for _ in range(40):
         middle = (inside + outside) / 2
         inside, outside = (middle, outside) if holds(math.exp(middle)) else (inside, middle)

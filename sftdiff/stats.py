@@ -134,11 +134,11 @@ def difference(
     if seeds >= BOOTSTRAP_SEEDS and (drawn := _bootstrap(gaps, scale, resamples, seed)):
         return Interval(value, *drawn[0], f"paired {drawn[1]}", scope, drawn[2])
     limits_at, method = _paired_limits(first, second, kind, scale)
-    p = p_value(limits_at, value)
-    if p <= LEAST_P and kind == "share":  # score limits of sides that go together closely may end short of 0 at any error rate
+    p = p_value(limits_at, value, ALPHA)
+    if p is None and kind == "share":
         limits_at, method = _paired_limits(first, second, "rating", scale)
-        p = p_value(limits_at, value)
-    return Interval(value, *limits_at(ALPHA), method, scope, p)
+        p = p_value(limits_at, value, ALPHA)
+    return Interval(value, *limits_at(ALPHA), method, scope, LEAST_P if p is None else p)
 
 
 def difference_of_replies(arm: ArrayLike, baseline: ArrayLike, kind: str, scale: Limits) -> Interval:
@@ -165,7 +165,8 @@ def difference_of_replies(arm: ArrayLike, baseline: ArrayLike, kind: str, scale:
     value = width * (sides[0][0] - sides[1][0])
     counts = " and ".join(str(cells.size) for _, cells in sides)
     method = f"score intervals of both joined by square-and-add, {counts} replies, not paired"
-    return Interval(value, *limits_at(ALPHA), method, REPLIES, p_value(limits_at, value))
+    p = p_value(limits_at, value, ALPHA)
+    return Interval(value, *limits_at(ALPHA), method, REPLIES, LEAST_P if p is None else p)
 
 
 def call(interval: Interval, smallest_effect: float) -> str:
