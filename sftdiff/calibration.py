@@ -137,13 +137,11 @@ def rated(row: Mapping[str, Any], value: float | None, label: str) -> Rated:
     return Rated(str(row["scenario"]), row["labels"], value, label, row.get("adjudicated"), groups)
 
 
-def assign_splits(
-    rows: Sequence[Mapping[str, Any]], known: Mapping[str, str] | None = None, seed: int = 0
-) -> list[str]:
+def assign_splits(rows: Sequence[Mapping[str, Any]], known: Mapping[str, str] | None = None, seed: int = 0) -> list[str]:
     """Return dev or test for each row: whole scenarios, so that no reply has a near copy in the other half.
 
-    Scenarios that are `known` keep their half. The others go, the largest first and equal ones in an order drawn from `seed`, to the half that keeps all strata (origin,
-    intended, model) the most even.
+    Scenarios that are `known` keep their half. The others go, the largest first and equal ones in an order drawn from `seed`,
+    to the half that keeps all strata (origin, intended, model) the most even.
     """
     strata: dict[str, Counter[tuple[Any, ...]]] = {}
     for row in rows:

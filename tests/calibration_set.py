@@ -7,9 +7,9 @@
     python -m tests.calibration_set card
 
 `sampled` draws replies evenly over models and scores; `rows` joins written replies (they have "intended") and sampled ones (they
-have "model") and splits them, a scenario of the set as before; `blind` writes what a reader gets, with the rubric beside it; `merge` adds them to
-sftdiff/data/calibration/TRAIT.jsonl; `card` prints the data card's table. The labeller of a third CSV is called `adjudicated`: it
-decides where two readers differ.
+have "model") and splits them, known scenarios as before; `blind` writes what a reader gets, with the rubric beside it; `merge`
+adds them to sftdiff/data/calibration/TRAIT.jsonl; `card` prints the data card's table. The labeller of a third CSV is called
+`adjudicated`: it decides where two readers differ.
 """
 
 import json
