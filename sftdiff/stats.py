@@ -107,9 +107,16 @@ def level_of_replies(scores: ArrayLike, kind: str, scale: Limits) -> Interval:
 
 
 def difference(
-    arm: ArrayLike, baseline: ArrayLike, kind: str, scale: Limits, resamples: int, seed: int, scope: str | None = None
+    arm: ArrayLike,
+    baseline: ArrayLike,
+    kind: str,
+    scale: Limits,
+    resamples: int,
+    seed: int,
+    scope: str | None = None,
+    alpha: float = ALPHA,
 ) -> Interval:
-    """Mean of arm minus mean of baseline over the cells valid on both sides, with a 95 % interval and p.
+    """Mean of arm minus mean of baseline over the cells valid on both sides, with a 1 - alpha (95 %) interval and p.
 
     Paired by scenario and, with the same number of seeds on both sides, by seed; a side with one row is used for
     every seed of the other. The method is that of the module's table. Where all differences are equal there is no variance:
@@ -119,6 +126,7 @@ def difference(
         arm: shape (seeds, scenarios), NaN = missing; shares in 0..1 or ratings in the bounds of the scale.
         baseline: same number of scenarios in the same order; as many seeds as arm, or one side has one.
         kind, scale, resamples, seed, scope: as in `level`.
+        alpha: the error rate of the interval.
 
     Raises:
         ValueError: as in `level`; also shapes that cannot be paired, or no cell valid on both sides.
@@ -128,17 +136,17 @@ def difference(
     gaps, (seeds, scenarios) = first - second, first.shape
     value, scope = float(np.nanmean(gaps)), scope if scope is not None else _scope(gaps)
     if seeds == 1 and kind == "share" and _is_binary(first) and _is_binary(second):
-        limits = newcombe(first[0] == 1, second[0] == 1, normal_quantile(ALPHA))
+        limits = newcombe(first[0] == 1, second[0] == 1, normal_quantile(alpha))
         method = f"Newcombe paired score interval (method 10), {scenarios} scenarios; p: exact McNemar"
         return Interval(value, *limits, method, scope, mcnemar(first[0] == 1, second[0] == 1))
-    if seeds >= BOOTSTRAP_SEEDS and (drawn := _bootstrap(gaps, scale, resamples, seed)):
+    if seeds >= BOOTSTRAP_SEEDS and (drawn := _bootstrap(gaps, scale, resamples, seed, alpha)):
         return Interval(value, *drawn[0], f"paired {drawn[1]}", scope, drawn[2])
     limits_at, method = _paired_limits(first, second, kind, scale)
-    p = p_value(limits_at, value, ALPHA)
+    p = p_value(limits_at, value, alpha)
     if p is None and kind == "share":
         limits_at, method = _paired_limits(first, second, "rating", scale)
-        p = p_value(limits_at, value, ALPHA)
-    return Interval(value, *limits_at(ALPHA), method, scope, LEAST_P if p is None else p)
+        p = p_value(limits_at, value, alpha)
+    return Interval(value, *limits_at(alpha), method, scope, LEAST_P if p is None else p)
 
 
 def difference_of_replies(arm: ArrayLike, baseline: ArrayLike, kind: str, scale: Limits) -> Interval:
@@ -330,12 +338,12 @@ def _resampled_means(cells: Scores, resamples: int, seed: int) -> Scores:
     return means
 
 
-def _bootstrap(cells: Scores, scale: Limits, resamples: int, seed: int) -> tuple[Limits, str, float] | None:
+def _bootstrap(cells: Scores, scale: Limits, resamples: int, seed: int, alpha: float = ALPHA) -> tuple[Limits, str, float] | None:
     """Percentile limits of the mean, the method in words, and p; None if all resampled means are equal."""
     means, value = _resampled_means(cells, resamples, seed), float(np.nanmean(cells))
     if means.size == 0 or np.ptp(means) <= 1e-9 * (scale[1] - scale[0]):
         return None
-    low, high = np.percentile(means, [50 * ALPHA, 100 - 50 * ALPHA])
+    low, high = np.percentile(means, [50 * alpha, 100 - 50 * alpha])
     limits = min(float(low), value), max(float(high), value)  # the estimate may lie outside in rare small cases
     tail = min(np.sum(means <= 0), np.sum(means >= 0)) + 1
     method = f"two-level percentile bootstrap over {len(cells)} seeds, then scenarios, {resamples} resamples"
