@@ -86,7 +86,7 @@ def level(
         ValueError: wrong shape, kind or scale, scores outside the scale, no valid score, too few resamples.
     """
     _check_settings(kind, scale, resamples)
-    cells = _compact(_matrix(scores, scale, "scores"))
+    cells = _compact(matrix(scores, scale, "scores"))
     value, (seeds, scenarios) = float(np.nanmean(cells)), cells.shape
     if seeds == 1 and kind == "share" and _is_binary(cells):
         limits, method = wilson(value, scenarios, normal_quantile(ALPHA)), f"Wilson score interval, {scenarios} scenarios"
@@ -132,7 +132,7 @@ def difference(
         ValueError: as in `level`; also shapes that cannot be paired, or no cell valid on both sides.
     """
     _check_settings(kind, scale, resamples)
-    first, second = _pairs(_matrix(arm, scale, "arm"), _matrix(baseline, scale, "baseline"))
+    first, second = paired(arm=matrix(arm, scale, "arm"), baseline=matrix(baseline, scale, "baseline"))
     gaps, (seeds, scenarios) = first - second, first.shape
     value, scope = float(np.nanmean(gaps)), scope if scope is not None else _scope(gaps)
     if seeds == 1 and kind == "share" and _is_binary(first) and _is_binary(second):
@@ -157,7 +157,7 @@ def difference_of_replies(arm: ArrayLike, baseline: ArrayLike, kind: str, scale:
     """
     width, sides = scale[1] - scale[0], []
     for name, scores in (("arm", arm), ("baseline", baseline)):
-        cells = _compact(_matrix(np.asarray(scores, dtype=np.float64)[None, :], scale, name))
+        cells = _compact(matrix(np.asarray(scores, dtype=np.float64)[None, :], scale, name))
         sides.append((float(np.mean(cells) - scale[0]) / width, cells))
     binary = kind == "share" and all(_is_binary(cells) for _, cells in sides)
 
@@ -213,7 +213,7 @@ def _check_settings(kind: str, scale: Limits, resamples: int) -> None:
         raise ValueError(f"resamples must be at least {LEAST_RESAMPLES}, not {resamples}")
 
 
-def _matrix(scores: ArrayLike, scale: Limits, name: str) -> Scores:
+def matrix(scores: ArrayLike, scale: Limits, name: str) -> Scores:
     """The scores as floats, checked for shape (seeds, scenarios), bounds and at least one valid cell."""
     cells: Scores = np.asarray(scores, dtype=np.float64)
     if cells.ndim != 2 or cells.size == 0:
@@ -233,19 +233,24 @@ def _compact(cells: Scores) -> Scores:
     return kept
 
 
-def _pairs(arm: Scores, baseline: Scores) -> tuple[Scores, Scores]:
-    """Both sides in one shape, NaN on both where either is NaN, without rows or columns that are all NaN."""
-    if arm.shape[1] != baseline.shape[1]:
-        raise ValueError(f"arm has {arm.shape[1]} scenarios, baseline {baseline.shape[1]}: they cannot be paired")
-    if arm.shape[0] != baseline.shape[0] and 1 not in (arm.shape[0], baseline.shape[0]):
-        raise ValueError(
-            f"arm has {arm.shape[0]} seeds, baseline {baseline.shape[0]}: they pair only with equal numbers or one of them 1"
-        )
-    first, second = np.broadcast_arrays(arm, baseline)
-    valid = ~(np.isnan(first) | np.isnan(second))
+def paired(**sides: Scores) -> list[Scores]:
+    """The sides in one shape, NaN on all where one is NaN, without rows or columns that are all NaN."""
+    if len({side.shape[1] for side in sides.values()}) > 1:
+        raise ValueError(f"{_lengths(sides, 1, 'scenarios')}: they cannot be paired")
+    if len({side.shape[0] for side in sides.values()} - {1}) > 1:
+        raise ValueError(f"{_lengths(sides, 0, 'seeds')}: they pair only with equal numbers or where a side has 1")
+    cells = np.stack(np.broadcast_arrays(*sides.values()))
+    valid = ~np.isnan(cells).any(axis=0)
     if not valid.any():
-        raise ValueError("no cell is valid (not NaN) in both arm and baseline: nothing to pair")
-    return _compact(np.where(valid, first, np.nan)), _compact(np.where(valid, second, np.nan))
+        raise ValueError(f"no cell is valid (not NaN) in {' and '.join(sides)}: nothing to pair")
+    return [_compact(np.where(valid, side, np.nan)) for side in cells]
+
+
+def _lengths(sides: dict[str, Scores], axis: int, noun: str) -> str:
+    """How long each side is, in words."""
+    first, *others = sides
+    return ", ".join([f"{first} has {sides[first].shape[axis]} {noun}", *(f"{n} {sides[n].shape[axis]}" for n in others)])
+
 
 def _scope(cells: Scores) -> str:
     if len(cells) == 1:
