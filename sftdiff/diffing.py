@@ -14,7 +14,7 @@ from sftdiff.compare import MAX_CUT_SHARE, SCALES, score_matrix
 from sftdiff.files import read_table
 from sftdiff.records import read_done
 from sftdiff.rounds import DIFFERENCE, OPEN, Look, Schedule, due
-from sftdiff.transfer import Bounds, call_transfer, differs, transfer
+from sftdiff.transfer import RESAMPLES, Bounds, call_transfer, differs, transfer
 from sftdiff.verdicts import ok_rows, one_judge, trait_rows
 
 Row = dict[str, Any]
@@ -93,7 +93,8 @@ def _difference(verdicts: Verdicts, trait: Mapping[str, Any], seeds: int, first:
     if not _usable(original) or not _usable(alternative):
         return {"call": OPEN, "note": "no verdict that counts"}
     scale = SCALES[trait["kind"]]
-    found, call = differs(original, alternative, trait["kind"], scale, trait["smallest_effect"], alpha)
+    found = stats.difference(original, alternative, trait["kind"], scale, RESAMPLES, 0, alpha=alpha)
+    call = differs(original, alternative, trait["kind"], scale, trait["smallest_effect"], alpha)
     return {"call": call} | {key: getattr(found, key) for key in ("value", "low", "high", "p", "method")} | {"note": None}
 
 

@@ -3,6 +3,11 @@
 An arm is looked at when it has the seeds of its next look. At each look its call is made at an equal share of the error rate; a
 call that is made stands, and an unresolved arm gets the seeds of the next look. The difference of the two pipelines is looked at
 in the same way, before the arms: where it is not there, no arm has a transfer.
+
+Of K looks, each at the error rate alpha / K, one misses the truth with a probability of at most alpha (Boole's inequality). That
+needs nothing of how the looks depend on each other, nor of which arms went on or why a diff ended early. Boundaries that spend
+less (Pocock 1977, O'Brien and Fleming 1979, both Biometrika) take normal scores of known variance; with 3 to 8 seeds it is not
+known. The promise is for each arm.
 """
 
 from collections.abc import Mapping, Sequence
