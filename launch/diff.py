@@ -61,6 +61,11 @@ class Diff:
                 counts.setdefault(arm, []).append(found.get(arm, 0))
         return {arm: min(values) for arm, values in counts.items()}
 
+    def has(self, wanted: Mapping[str, int]) -> bool:
+        """Tell whether all trainings of a round have verdicts."""
+        trained = self.trained()
+        return all(trained[arm] >= seeds for arm, seeds in wanted.items())
+
     def verdicts(self, trait: str) -> dict[str, dict[int, list[dict[str, Any]]]]:
         return read_verdicts(self.runs, self.state["cells"], trait)
 
@@ -114,6 +119,9 @@ def go_on(diff: Diff, execute: Execute, zero_stage: int) -> None:
     while wanted := diff.next_round():
         plan = diff.plan_round(wanted, zero_stage)
         diff.save()
+        if diff.has(wanted):  # from another sweep of this run directory
+            diff.look()
+            continue
         shown = ", ".join(f"{arm} {seeds}" for arm, seeds in wanted.items())
         number = diff.state["rounds"][-1]["number"]
         console.print(escape(f"Round {number} of diff {diff.name} (training seeds of each arm): {shown}"))
@@ -121,8 +129,7 @@ def go_on(diff: Diff, execute: Execute, zero_stage: int) -> None:
             execute(plan)
         finally:
             diff.look()
-        trained = diff.trained()
-        if any(trained[arm] < seeds for arm, seeds in wanted.items()):
+        if not diff.has(wanted):
             return  # submitted, and not yet run
     print_result(console, read_json(diff.folder / "diff.json"))
     console.print(f"Diff: {escape(str((diff.folder / 'diff.html').resolve()))}")
@@ -272,8 +279,7 @@ def next_on_slurm(sweep: Sweep) -> None:
     diff = load_diff(sweep.runs, sweep.name)
     with locked(diff):
         rounds = diff.state["rounds"]
-        trained = diff.trained()
-        if rounds and any(trained[arm] < seeds for arm, seeds in rounds[-1]["arms"].items()):
+        if rounds and not diff.has(rounds[-1]["arms"]):
             diff.look()
             return
         go_on(diff, lambda plan: submit_next(plan, sweep.launcher), ZERO_STAGE)
