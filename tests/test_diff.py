@@ -6,7 +6,6 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -95,7 +94,8 @@ def test_pipelines_that_do_not_differ_end_a_diff(tmp_path: Path, tiny_student: P
 
 
 def test_without_the_early_stop_arms_of_no_difference_support_nothing(tmp_path: Path, tiny_student: Path) -> None:
-    diff = opened(tmp_path, tiny_student, *GIVEN, f"diff.only=[{','.join(MILD_ROWS)}]", "diff.difference_first=false", "sweep=null")
+    more = [*GIVEN, f"diff.only=[{','.join(MILD_ROWS)}]", "diff.difference_first=false"]
+    diff = opened(tmp_path, tiny_student, *more, "sweep=null")
     go_on(diff, simulated(dict.fromkeys(MILD_ROWS, 0.3), noise=0.1), 0)
     assert set(states(diff).values()) == {"open"}
     assert read_json(diff.folder / "diff.json")["trainings"] == 8 * len(MILD_ROWS)
@@ -182,8 +182,8 @@ def test_what_cannot_be_planned_is_said(tmp_path: Path, tiny_student: Path, more
 
 def test_the_command_runs_every_round_and_says_what_it_found(tmp_path: Path, tiny_student: Path) -> None:
     small = ["train.precision=fp32", "sampling.precision=fp32", "train.epochs=1", "sampling.max_tokens=2", "suite=dev"]
-    more = ["diff.seeds=[1]", "diff.only=[base_only,third_teacher]", "diff.difference_first=false", "report.resamples=50", "sweep=real"]
-    parts = [a for a in arguments(Path("runs"), tiny_student, *small, *more) if a != "experiment=diff"]
+    more = ["diff.seeds=[1]", "diff.only=[base_only,third_teacher]", "diff.difference_first=false", "report.resamples=50"]
+    parts = [a for a in arguments(Path("runs"), tiny_student, *small, *more, "sweep=real") if a != "experiment=diff"]
     command = [sys.executable, "-m", "sftdiff.diff", *parts]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment(), timeout=600, check=False)
     assert done.returncode == 0, done.stderr
