@@ -122,8 +122,9 @@ def transfer(
     """
     if not 0 < alpha < 1:
         raise ValueError(f"alpha must lie between 0 and 1, not {alpha}")
-    gap = stats.difference(original, alternative, kind, scale, resamples, seed, alpha=alpha)
+    stats.check_settings(kind, scale, resamples)
     sides = _sides(arm, alternative, original, kind, scale)
+    gap = stats.difference(original, alternative, kind, scale, resamples, seed, alpha=alpha)
     _, seeds, scenarios = sides.cells.shape
     above, whole = (float(sides.means[i] - sides.means[1]) for i in (0, 2))
     value = above / whole if whole else math.nan

@@ -14,7 +14,7 @@ the gap is 0), and how many calls are made and wrong; a last line `ratio R`: the
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from itertools import product
 from math import hypot
 
@@ -45,7 +45,7 @@ class Sweep:
     planted: bool = False
 
 
-@lru_cache(maxsize=None)
+@cache
 def centre(kind: str, at: float, sd: float) -> float:
     """Where the effects must be centred for this mean, in units of the scale."""
     width = SCALES[kind][1]
