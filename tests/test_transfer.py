@@ -5,6 +5,8 @@ import math
 import numpy as np
 import pytest
 import scipy.stats  # type: ignore[import-untyped]
+from hypothesis import assume, given
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from sftdiff import stats
@@ -208,6 +210,29 @@ def test_one_row_serves_every_seed() -> None:
     arm, alternative, original = shares(np.random.default_rng(8), (0.5, 0.1, 0.9))
     one = transfer(arm, alternative[:1], original, "share", SHARE)
     assert limits(one) == limits(transfer(arm, np.repeat(alternative[:1], 3, axis=0), original, "share", SHARE))
+
+
+def tables(seeds: int, scenarios: int) -> st.SearchStrategy[Cells]:
+    """Three sides of this shape whose scores are often equal and sometimes missing."""
+    score = st.sampled_from([0.0, 0.0, 0.5, 1.0, 1.0, math.nan])
+    return st.lists(score, min_size=3 * seeds * scenarios, max_size=3 * seeds * scenarios).map(
+        lambda found: np.reshape(found, (3, seeds, scenarios))
+    )
+
+
+@given(
+    st.tuples(st.integers(1, 4), st.integers(1, 8)).flatmap(lambda shape: tables(*shape)), st.sampled_from(["share", "rating"])
+)
+def test_any_scores_give_limits_around_the_estimate(sides: Cells, kind: str) -> None:
+    assume(not np.isnan(sides).any(axis=0).all())
+    found = transfer(*sides, kind, SHARE)
+    assert found.low < found.high
+    if math.isnan(found.value):
+        assert limits(found) == (-math.inf, math.inf)
+    else:
+        assert found.low < found.value < found.high
+    if math.isfinite(found.high - found.low):  # limits rest on a gap that is shown
+        assert not found.gap.low <= 0 <= found.gap.high
 
 
 @pytest.mark.parametrize(
