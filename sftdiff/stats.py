@@ -85,7 +85,7 @@ def level(
     Raises:
         ValueError: wrong shape, kind or scale, scores outside the scale, no valid score, too few resamples.
     """
-    _check_settings(kind, scale, resamples)
+    check_settings(kind, scale, resamples)
     cells = _compact(matrix(scores, scale, "scores"))
     value, (seeds, scenarios) = float(np.nanmean(cells)), cells.shape
     if seeds == 1 and kind == "share" and _is_binary(cells):
@@ -131,7 +131,7 @@ def difference(
     Raises:
         ValueError: as in `level`; also shapes that cannot be paired, or no cell valid on both sides.
     """
-    _check_settings(kind, scale, resamples)
+    check_settings(kind, scale, resamples)
     first, second = paired(arm=matrix(arm, scale, "arm"), baseline=matrix(baseline, scale, "baseline"))
     gaps, (seeds, scenarios) = first - second, first.shape
     value, scope = float(np.nanmean(gaps)), scope if scope is not None else _scope(gaps)
@@ -201,7 +201,8 @@ def call(interval: Interval, smallest_effect: float) -> str:
     return "equivalent" if inside else "unresolved"
 
 
-def _check_settings(kind: str, scale: Limits, resamples: int) -> None:
+def check_settings(kind: str, scale: Limits, resamples: int) -> None:
+    """Raise ValueError for a kind, scale or number of resamples that cannot be used."""
     if kind not in KINDS:
         raise ValueError(f"kind must be one of {', '.join(KINDS)}, not {kind!r}")
     low, high = scale
