@@ -113,7 +113,7 @@ class Search:
         for attempt in range(ATTEMPTS):
             found = Found()
             try:
-                Explorer(Known(self.sources, self.settings, answers, attempt), found).sources()
+                Explorer(Known(self.sources, self.settings, answers, attempt, attempt), found).sources()
             except SpentError:
                 found.note = BUDGET
             if found.state or not found.parts:
@@ -121,8 +121,10 @@ class Search:
             if tuple(sorted(found.parts)) == result.parts:
                 return result
             result = self._verified(found, attempt, answers)
+            if found.note == BUDGET:
+                return result
             if result.state == "found":
-                return self._inside(result, found, attempt + 1, answers)
+                return self._inside(result, found, attempt, answers)
         return result
 
     def _result(
@@ -157,11 +159,12 @@ class Search:
         note = "; ".join(each for each in (reason, *notes) if each)
         return self._result(state, Found(found.parts, found.alone, note=note), answers, confirmed)
 
-    def _inside(self, result: Result, found: Found, attempt: int, answers: Sequence[Answer]) -> Result:
+    def _inside(self, result: Result, found: Found, failed: int, answers: Sequence[Answer]) -> Result:
         """Look for parts of the found sources, and verify the smallest ones that do; the sources stand where none do."""
         if self.settings.smallest is None:
             return result
-        explorer = Explorer(Known(self.sources, self.settings, answers, attempt), found)
+        attempt = failed + 1
+        explorer = Explorer(Known(self.sources, self.settings, answers, attempt, failed), found)
         found.note = "inside the sources the trait remained with no half alone that was gone with the other"
         try:
             explorer.narrow(self.settings.smallest)

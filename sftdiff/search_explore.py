@@ -10,6 +10,7 @@ from sftdiff.identity import digest
 from sftdiff.search_known import Known
 from sftdiff.search_parts import HASH, NOTHING, Part, Parts, complement, size_of, split
 
+FEW = 3  # blocks that are never too many
 Block = list[Part]
 Tell = Callable[[list[Parts]], list[bool]]
 Holds = Callable[[list[Block]], bool]
@@ -146,16 +147,25 @@ class Explorer:
             return
         if not self.found.alone:  # else one of them is enough by itself
             both = self.found.parts
-            self.minimal(blocks, lambda chosen: self.suffices(both.union(*chosen)), "swapped in until the trait remains")
+            if self.minimal(blocks, lambda chosen: self.suffices(both.union(*chosen)), "swapped in until the trait remains"):
+                self.prune()
+
+    def prune(self) -> None:
+        """Leave out what is needed for neither: a source may have been added for the one before others were for the other."""
+        for part in sorted(self.found.parts):
+            fewer = self.found.parts - {part}
+            if self.cleared(fewer) and self.suffices(fewer):
+                self.found.parts = fewer
 
     def minimal(self, blocks: list[Block], holds: Holds, why: str) -> bool:
         """Add sources that make `holds` true, none of which can be left out; False where they are not few."""
         ranked = sorted(blocks, key=lambda block: block not in self.found.suspects)
         rest = [[part for part in block if part not in self.found.parts] for block in ranked]
         pool = [block for block in rest if block]
-        chosen = self.bisect(pool, holds, len(pool) // 2)
+        most = max(len(pool) // 2, FEW)
+        chosen = self.bisect(pool, holds, most)
         if chosen is None:
-            self.found.note = f"more than {len(pool) // 2} of {len(pool)} blocks of sources have to be {why}"
+            self.found.note = f"more than {most} of {len(pool)} blocks of sources have to be {why}"
             self.found.state = "" if self.found.parts else "diffuse"
             return False
         for number, block in enumerate(chosen):

@@ -72,14 +72,19 @@ class SpentError(Exception):
 class Known:
     """The answers that count at one point of a search. Asking for what they do not tell ends the pass with NeedsError."""
 
-    def __init__(self, sources: Mapping[str, int], settings: Settings, answers: Sequence[Answer], attempt: int = 0) -> None:
-        """What an exploration may know: the verifications before it, the last one first, and all explorations."""
+    def __init__(
+        self, sources: Mapping[str, int], settings: Settings, answers: Sequence[Answer], attempt: int = 0, failed: int = 0
+    ) -> None:
+        """What an exploration may know: the verifications before it, the last one first, and all explorations.
+
+        For each of them that failed, tests of the exploration count from one look later on.
+        """
         self.sources, self.settings, self.answers = sources, settings, answers
         self.all: Parts = frozenset(Part(name) for name in sources)
+        self.looks = settings.explore_looks[min(failed, len(settings.explore_looks) - 1) :]
         earlier = [[a for a in answers if a.purpose == f"{CONFIRM} {k}"] for k in reversed(range(attempt))]
-        self.explored = [answer for answer in answers if answer.purpose == EXPLORE]
-        facts = [*(answer for each in earlier for answer in each), *self.explored]
-        self.evidence = Evidence(facts, sources, settings.explore_looks[-1])
+        self.explored = [a for a in answers if a.purpose == EXPLORE and len(a.seeds) >= self.looks[0]]
+        self.evidence = Evidence([*(a for each in earlier for a in each), *self.explored], sources, self.looks[-1])
 
     def need(self, asks: list[Ask], reserve: int = 0) -> None:
         """End this pass until these are answered; raises SpentError where the budget, less a reserve, does not reach."""
@@ -94,10 +99,8 @@ class Known:
 
     def seeds_for(self, test: Test, purpose: str) -> tuple[int, ...]:
         """The seeds of the first look at which a test was not answered yet. A verification has seeds of its own."""
-        exploring = purpose == EXPLORE
-        looks = self.settings.explore_looks if exploring else self.settings.looks
+        looks, first = (self.looks, 0) if purpose == EXPLORE else (self.settings.looks, self.looks[-1])
         done = max((len(a.seeds) for a in self.answers if a.test == test and a.purpose == purpose), default=0)
-        first = 0 if exploring else self.settings.explore_looks[-1]
         return tuple(range(first, first + next((look for look in looks if look > done), looks[-1])))
 
     def above(self, *questions: tuple[Parts, float]) -> list[bool]:
@@ -110,8 +113,8 @@ class Known:
 
     def random_above(self, rows: int, cut: float) -> bool:
         """The same of random rows that are swapped in."""
-        test, last = Test("in", random_rows=rows), self.settings.explore_looks[-1]
-        looks = (answer.above(cut, len(answer.seeds) >= last) for answer in self.explored if answer.test == test)
+        test = Test("in", random_rows=rows)
+        looks = (answer.above(cut, len(answer.seeds) >= self.looks[-1]) for answer in self.explored if answer.test == test)
         known = next((each for each in looks if each is not None), None)
         if known is None:
             self.explore([test])

@@ -55,10 +55,10 @@ Parts = frozenset[Part]
 NOTHING: Parts = frozenset()
 
 
-def covers(larger: Iterable[Part], smaller: Iterable[Part]) -> bool:
+def covers(larger: Parts, smaller: Parts) -> bool:
     """Whether each part of the smaller set lies in one part of the larger set."""
-    held = tuple(larger)
-    return all(part in held or any(part.within(other) for other in held) for part in smaller)
+    missing = smaller - larger
+    return not missing or all(part.cuts and any(part.within(other) for other in larger) for part in missing)
 
 
 def size_of(part: Part, sources: Mapping[str, int]) -> int:
