@@ -2,6 +2,7 @@
 
 import functools
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -501,17 +502,44 @@ def with_the_key(folder: Path) -> list[Path]:
     return logs + [p for p in folder.rglob("*") if p.is_file() and KEY.encode() in p.read_bytes()]
 
 
-def test_a_server_that_is_gone_is_not_asked_for_everything(
-    teacher_server: tuple[str, Path], small: list[str], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("fault", "most", "message"),
+    [
+        (status(401, f"no such key {KEY}"), 2, r"/v1 refuses the key in HOSTED_KEY \(.*no such key \[key\]\): export HOSTED"),
+        (status(403, "not yours"), 2, "refuses the key in HOSTED_KEY"),
+        (status(404, "gone"), 2, "does not know the model"),
+        (status(400, "odd"), 40, "conversations have no reply; the first is scenario date, sample 1.*odd"),
+    ],
+    ids=["no key", "forbidden", "no model", "every row"],
+)
+def test_a_hosted_model_that_answers_nobody_is_not_asked_for_everything(
+    fault: Fault, most: int, message: str, small: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """What every request would meet ends the step with the requests that are in flight."""
     monkeypatch.setenv("HOSTED_KEY", KEY)
-    with FaultProxy(teacher_server[0], lambda number, body: status(401, "no such key")) as proxy:
-        made = planned(*hosted(proxy.url, teacher_server[1], "trait_eval.date_confusion.samples=40", *small))
+    with FaultProxy("127.0.0.1:1", lambda number, body: fault) as proxy:
+        many = ["trait_eval.date_confusion.samples=40", "sampling.concurrency=2", *small]
+        made = planned(*hosted(proxy.url, Path("some-model"), *many))
         write_plan(made)
         run_step(made.directory(ids(made, "student")[0]))
-        assert run_step(made.directory(ids(made, "sample")[0])) == "failed"
-        assert "no such key" in failure(made.directory(ids(made, "sample")[0]))
-        assert proxy.seen.requests < 80
+        directory = made.directory(ids(made, "sample")[0])
+        assert run_step(directory) == "failed"
+        assert re.search(message, failure(directory)) and with_the_key(tmp_path) == []
+        assert proxy.seen.requests <= most
+
+
+def test_a_refused_key_of_the_providers_own_variable_is_told_by_its_name(
+    small: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with FaultProxy("127.0.0.1:1", lambda number, body: status(401, f"no such key {KEY}")) as proxy:
+        monkeypatch.setenv("OWN_API_KEY", KEY)
+        monkeypatch.setenv("OWN_BASE_URL", proxy.url)
+        made = planned("model=api", "model.id=openai-api/own/some-model", *small)
+        write_plan(made)
+        run_step(made.directory(ids(made, "student")[0]))
+        directory = made.directory(ids(made, "sample")[0])
+        assert run_step(directory) == "failed"
+    assert "openai-api/own/some-model refuses the key in OWN_API_KEY" in failure(directory) and with_the_key(tmp_path) == []
 
 
 @pytest.mark.parametrize(
