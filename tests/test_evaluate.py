@@ -13,6 +13,7 @@ import urllib.request
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -34,6 +35,7 @@ from launch.sweep import write_plan, write_steps
 from sftdiff.backend import LocalModel
 from sftdiff.errors import SftdiffError
 from sftdiff.files import read_table
+from sftdiff.loading import _later_layers
 from sftdiff.records import load_record, read_done, read_json, write_done, write_json
 from sftdiff.steps import Step, run_step
 from sftdiff.students import ORIGIN
@@ -246,6 +248,33 @@ def test_an_adapter_needs_its_base(made_here: Path, tmp_path: Path, tiny_student
     assert "set model.base=FOLDER_OR_HUB_NAME" in refused(*path_of(adapter), *small)
     assert "there is no folder gone" in refused(*path_of(adapter), "model.base=gone", *small)
     assert planned(*path_of(adapter), f"model.base={tiny_student}", *small).cells
+
+
+@pytest.mark.parametrize(("layers", "outcome"), [(1, "did not bind to the model"), (2, ""), (3, "has nothing for 7 modules")])
+def test_an_adapter_is_refused_on_a_base_of_another_depth(
+    layers: int, outcome: str, made_here: Path, tmp_path: Path, small: list[str]
+) -> None:
+    """An adapter for all linear modules names each by its path, so that PEFT binds it to a deeper model without a word."""
+    adapter = Path(shutil.copytree(made_here / "lora/model", tmp_path / "adapter"))
+    (adapter / ORIGIN).unlink()
+    made = planned(*path_of(adapter), f"model.base={make_tiny_student(tmp_path / 'base', layers)}", *small)
+    write_plan(made)
+    results = [run_step(made.directory(s.id)) for s in made.steps.values() if s.kind in ("student", "sample")]
+    assert results == ["done", "done", "failed" if outcome else "done"]
+    assert outcome in failure(made.directory(ids(made, "sample")[0]))
+
+
+def test_an_adapter_whose_config_chooses_layers_may_leave_others_out() -> None:
+    modules = [f"model.layers.{layer}.{name}" for layer in range(12) for name in ("q_proj", "mlp.experts.0.up")] + ["lm_head"]
+
+    def left_out(*layers: int, **chosen: Any) -> list[str]:
+        config = {"layers_to_transform": None, "exclude_modules": None, "target_modules": set(modules)} | chosen
+        saved = [f"base_model.model.model.layers.{layer}.q_proj.lora_A.weight" for layer in layers]
+        return _later_layers(saved, modules, SimpleNamespace(**config))
+
+    assert left_out(*range(10)) == ["model.layers.10.q_proj", "model.layers.11.q_proj"]
+    assert left_out(*range(12)) == left_out(10, 11) == left_out() == []
+    assert left_out(0, 1, layers_to_transform=[0, 1]) == left_out(0, target_modules=r".*\.0\.q_proj") == []
 
 
 # Running it
