@@ -86,9 +86,7 @@ def draw_sample(config: Config, dry_run: bool) -> None:
     console.print(escape(f"Then: python -m sftdiff.evaluate calibrate calibrate.labels={path} (or a folder: a copy a labeller)"))
 
 
-def _drawn(
-    config: Config, trait: str, steps: Sequence[StepRecord], scenarios: Mapping[str, Scenario]
-) -> list[dict[str, Any]]:
+def _drawn(config: Config, trait: str, steps: Sequence[StepRecord], scenarios: Mapping[str, Scenario]) -> list[dict[str, Any]]:
     """Draw replies evenly over score ranges and models, and say what was drawn."""
     settings, values = config["calibrate"], _values(config, trait)
     strata: dict[tuple[str, str], list[dict[str, Any]]] = {}

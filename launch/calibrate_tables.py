@@ -112,7 +112,8 @@ def _print_planted(console: Console, planted: Report | None) -> None:
     for side, found in planted.items():
         order = {True: "as planted", False: "NOT as planted", None: "cannot be checked: a kind is missing"}[found["ordered"]]
         means = ", ".join(f"{name} {mean:.2f}" for name, mean in sorted(found["means"].items(), key=lambda item: -item[1]))
-        console.print(escape(f"Order strong > mild > all others, {side}: {order} ({means})"))
+        pairs = ", ".join(f"{pair} {share:.0%}" for pair, share in found["pairs"].items())
+        console.print(escape(f"Order strong > mild > all others, {side}: {order} (means {means}; pairs in this order {pairs})"))
 
 
 def _value(found: Report, sign: bool = False) -> tuple[str, str]:

@@ -90,6 +90,13 @@ def subcommand(commands: Mapping[str, Callable[[list[str]], int]]) -> None:
         sys.exit(f"{word!r} is not a subcommand{known}; settings are written key=value")
 
 
+def with_default(override: str) -> None:
+    """Put a group's option on the command line, unless it chooses another one there."""
+    group = override.partition("=")[0]
+    if not any(argument.startswith(f"{group}=") for argument in sys.argv[1:]):
+        sys.argv.insert(1, override)
+
+
 def take_subcommand(word: str) -> None:
     """Take the one subcommand that a module has off the command line; exit with a message if it is not there."""
     if sys.argv[1:2] != [word]:
@@ -127,6 +134,11 @@ def run_calibrate(config: DictConfig) -> None:
     part_of("run_calibrate")([({}, _plain(config))], dry_run=False)
 
 
+def run_diff(config: DictConfig) -> None:
+    """Stand for a diff, which plans its own cells: sftdiff's sweeper never calls it."""
+    raise SftdiffError("a diff needs sftdiff's own sweeper and launchers (hydra/launcher=local or slurm)")
+
+
 # What sftdiff's own sweeper calls with all cells at once, in place of these for each cell.
 PARTS = {
     "run_rollouts": "launch.parts:make_rollouts",
@@ -143,5 +155,3 @@ def part_of(task: str) -> Any:
 
 def _plain(config: DictConfig) -> Any:
     return OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
-
-

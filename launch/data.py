@@ -204,9 +204,7 @@ class DataPlanner:
             own[name] = value
         return own
 
-    def filter_settings(
-        self, settings: Mapping[str, Any], config: Mapping[str, Any], inputs: dict[str, str]
-    ) -> dict[str, Any]:
+    def filter_settings(self, settings: Mapping[str, Any], config: Mapping[str, Any], inputs: dict[str, str]) -> dict[str, Any]:
         """Return what a filter of a mixture depends on; the scores that it needs become inputs."""
         scored, settings = settings, defaults_of(FilterConfig) | dict(settings)
         own = {"name": settings["name"], "treatment": settings["treatment"]}

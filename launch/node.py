@@ -20,6 +20,7 @@ from sftdiff.records import load_record, read_done, write_json
 from sftdiff.steps import outcome_of
 
 DRIVER = "driver"  # the job that submits what the user's limit left over
+ROUND = "round"  # the job that goes on with a diff when a round has ended
 RESTARTED = "sftdiff: started again: "
 CAUSE = re.compile(r"^srun: error: (\S+): tasks? ([\d,-]+): (.+)$")
 
@@ -37,6 +38,11 @@ class NodeJob:
         set_rank_variables(chunk.ranks)
         if chunk.kind == DRIVER:
             go_on(runs, chunk)
+            return
+        if chunk.kind == ROUND:
+            from launch.diff import next_on_slurm
+
+            next_on_slurm(load_sweep(runs, chunk.path.parents[1].name))
             return
         steps = [runs / "steps" / step for step in chunk.jobs[index]["steps"]]
         if is_first_rank():
@@ -183,6 +189,3 @@ def is_running() -> bool:
 
 if __name__ == "__main__":
     sys.exit(ended(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])))
-
-
-

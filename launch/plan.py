@@ -62,6 +62,7 @@ class Plan:
     cells: list[Cell]
     steps: dict[str, PlannedStep]
     report: str
+    is_diff: bool = False  # a round of a diff: a driver job goes on with it when its jobs have ended
 
     def directory(self, step_id: str) -> Path:
         return self.runs / "steps" / step_id

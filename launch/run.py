@@ -30,7 +30,11 @@ console = make_console()
 
 def run_sweep(cells: Cells, dry_run: bool, processes: int, build: Builder = build_plan) -> None:
     """Plan and run a sweep; raises SftdiffError if a step failed. Finished steps are never run again."""
-    plan = build(cells, shown_command(), 0)
+    run_plan(build(cells, shown_command(), 0), dry_run, processes)
+
+
+def run_plan(plan: Plan, dry_run: bool, processes: int) -> None:
+    """Run what is not done of a plan on this machine; raises SftdiffError if a step failed."""
     try:
         todo = steps_to_do(plan)
         with written(plan):
@@ -174,5 +178,3 @@ def _level(level: Mapping[str, Any] | None, kind: str) -> str:
     numbers = [f"{level[k] * scale:.{digits}f}" for k in ("value", "low", "high")]
     text = f"{numbers[0]}{unit} \\[{numbers[1]}, {numbers[2]}]"
     return text if level["interpreted"] else f"[dim]{text} not interpreted: {round(100 * level['cut_share'])} % cut[/]"
-
-

@@ -14,7 +14,7 @@ from submitit.core.utils import FailedJobError, FailedSubmissionError
 from launch import cluster
 from launch.jobs import Chunk, Job
 from launch.local import MALLOC
-from launch.node import DRIVER, NodeJob
+from launch.node import DRIVER, ROUND, NodeJob
 from launch.resources import ranks_of, resources_of
 from launch.sweep import Submitted, Sweep, cell_name, cell_steps, new_chunk_path, write_chunk
 from sftdiff.errors import SftdiffError
@@ -40,7 +40,7 @@ class Script:
 
     def submit(self, chunk: Chunk, waits: str | None) -> Submitted:
         settings = self.sweep.launcher
-        resources = resources_of(settings, chunk.resources if chunk.kind != DRIVER else "report")
+        resources = resources_of(settings, chunk.resources if chunk.kind not in (DRIVER, ROUND) else "report")
         path = new_chunk_path(self.sweep, chunk.kind)
         jobs = [
             {"steps": job.steps, "name": self._name(job), "runtime": {s: self.sweep.steps[s].runtime for s in job.steps}}

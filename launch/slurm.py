@@ -33,11 +33,20 @@ ZERO_STAGE = 2  # what deepspeed=auto means here
 
 def run_on_slurm(cells: Cells, settings: Mapping[str, Any], build: Builder = build_plan) -> None:
     """Plan a sweep and submit it; raises SftdiffError if it cannot be planned or Slurm refuses it."""
+    settings = checked_settings(settings)
+    submit_plan(build(cells, shown_command(), ZERO_STAGE), settings)
+
+
+def checked_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the launcher's settings with the site's environment file; raises SftdiffError if they cannot be used."""
     check_resources(settings)
     refuse_secrets(settings["setup"] or [], "hydra.launcher.setup")
     env_file = site_env_file(settings)
-    settings = {**settings, "env_file": str(env_file.absolute()) if env_file else None}
-    plan = build(cells, shown_command(), ZERO_STAGE)
+    return {**settings, "env_file": str(env_file.absolute()) if env_file else None}
+
+
+def submit_plan(plan: Plan, settings: Mapping[str, Any]) -> None:
+    """Submit what is not done of a plan; raises SftdiffError if Slurm refuses it."""
     if "%" in str(plan.runs.absolute()):
         raise SftdiffError(f"runs: {plan.runs.absolute()} has a %, which Slurm would expand in the names of logs")
     try:
@@ -60,6 +69,11 @@ def run_on_slurm(cells: Cells, settings: Mapping[str, Any], build: Builder = bui
             publish_report(sweep)
     except OSError as error:
         raise SftdiffError(f"{describe_os_error(error)} (the run directory is runs={plan.runs})") from error
+
+
+def submit_next(plan: Plan, settings: Mapping[str, Any]) -> None:
+    """Submit the next round of a diff from a driver job."""
+    print_submission(sweep := write_plan(plan, settings), submit(sweep, is_driver=True))
 
 
 def check_name(plan: Plan) -> None:

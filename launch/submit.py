@@ -8,7 +8,7 @@ of the first.
 import fcntl
 import os
 import sys
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +16,7 @@ from pathlib import Path
 from launch import cluster
 from launch.environment import site_env_file
 from launch.jobs import Chunk, Job, dependency, make_chunks, make_jobs
-from launch.node import DRIVER
+from launch.node import DRIVER, ROUND
 from launch.script import Script
 from launch.snapshot import take_snapshot
 from launch.states import TO_REPEAT, step_states, to_run
@@ -50,7 +50,9 @@ def submit(sweep: Sweep, only: Collection[str] | None = None, is_driver: bool = 
         held = {step: mine.get(step, frozenset()) | others.get(step, frozenset()) for step in (*mine, *others)}
         jobs = make_jobs([sweep.steps[i] for i in opened], held)
         now, left = _within_limit(sweep, jobs, len(queue), is_driver)
-        made = _submit_jobs(sweep, now, needs_driver=bool(left) and not is_driver)
+        rest = None if is_driver else DRIVER  # the driver itself comes again for the rest
+        last = rest if left else ROUND if sweep.is_diff else None
+        made = _submit_jobs(sweep, now, last, [job for ids in mine.values() for job in ids])
         return Submission(made, len(sweep.steps.keys() & mine.keys()), left)
 
 
@@ -123,7 +125,8 @@ def _within_limit(sweep: Sweep, jobs: list[Job], queued: int, is_driver: bool) -
     return jobs[:room], len(jobs) - room
 
 
-def _submit_jobs(sweep: Sweep, jobs: list[Job], needs_driver: bool) -> list[Submitted]:
+def _submit_jobs(sweep: Sweep, jobs: list[Job], last: str | None, queued: Iterable[str]) -> list[Submitted]:
+    """Submit jobs, and one of the kind `last` that comes when they and those that are `queued` have ended."""
     if not jobs:
         return []
     settings, running_from = sweep.launcher, os.environ.get("SFTDIFF_CODE")
@@ -139,9 +142,9 @@ def _submit_jobs(sweep: Sweep, jobs: list[Job], needs_driver: bool) -> list[Subm
         for chunk in chunks:
             waits = dependency(chunk, lambda n: str(made[n].job_id), lambda n: len(made[n].jobs))
             made.append(script.submit(chunk, waits))
-        if needs_driver:
-            after = tuple(str(chunk.job_id) for chunk in made)
-            made.append(script.submit(Chunk(DRIVER, DRIVER, [Job(DRIVER, DRIVER)], None, (), ()), "afterany:" + ":".join(after)))
+        if last:
+            after = sorted({*(str(chunk.job_id) for chunk in made), *queued})
+            made.append(script.submit(Chunk(last, last, [Job(last, last)], None, (), ()), "afterany:" + ":".join(after)))
     except SftdiffError as error:
         if made:
             count = sum(len(chunk.jobs) for chunk in made)

@@ -15,6 +15,7 @@ from sftdiff.records import StepRecord, read_json, state, write_json, write_reco
 if TYPE_CHECKING:  # the status command reads sweeps, and does not wait for all that a plan imports
     from launch.plan import Plan
 
+
 @dataclass(frozen=True)
 class Sweep:
     """A sweep as plan.json states it. `steps` are in an order in which inputs come first."""
@@ -26,6 +27,7 @@ class Sweep:
     steps: dict[str, OpenStep]
     plugins: list[str]  # modules of the user's own filters and scorers
     launcher: dict[str, Any]  # settings of the Slurm launcher; {} for a local sweep
+    is_diff: bool = False  # one with rounds
 
     @property
     def folder(self) -> Path:
@@ -51,7 +53,7 @@ def write_plan(plan: "Plan", launcher: Mapping[str, Any] | None = None) -> Sweep
     content = {"sweep": plan.sweep, "report": plan.report, "cells": cells, "steps": steps, "plugins": _plugins(plan)}
     if launcher is None and (folder / "plan.json").is_file():  # what was submitted before can still be looked at and retried
         launcher = load_sweep(plan.runs, plan.sweep).launcher
-    write_json(folder / "plan.json", content | {"track": track, "launcher": dict(launcher or {})})
+    write_json(folder / "plan.json", content | {"track": track, "launcher": dict(launcher or {}), "is_diff": plan.is_diff})
     return load_sweep(plan.runs, plan.sweep)
 
 
@@ -95,7 +97,8 @@ def load_sweep(runs: Path, name: str) -> Sweep:
         steps = {
             i: OpenStep(i, s["kind"], s["inputs"], s["resources"], s["runtime"] | track) for i, s in content["steps"].items()
         }
-        return Sweep(runs, name, content["report"], content["cells"], steps, content["plugins"], content["launcher"])
+        return Sweep(runs, name, content["report"], content["cells"], steps, content["plugins"], content["launcher"],
+                     content.get("is_diff", False))  # fmt: skip
     except (KeyError, TypeError, AttributeError):
         raise SftdiffError(f"{path} is not a plan of this version: run the sweep's command again") from None
 

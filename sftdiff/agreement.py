@@ -265,23 +265,31 @@ def readers_agreement(rows: Sequence[Rated], values: Mapping[str, float] | None)
 
 
 def planted(rows: Sequence[Rated], judge: Floats, readers: Floats, graded: bool = True) -> dict[str, Any] | None:
-    """Return the mean value by what a reply was written to be, and whether strong > mild > the highest of the rest.
+    """Return how replies are rated by what they were written to be, and whether in the order strong > mild > each other kind.
 
-    Values that are not `graded`, 0 or 1, may be equal for strong and mild: a veiled threat is a threat.
-    None where no row says it; "ordered" is None where strong, mild or all others are missing.
+    "means" by kind; "pairs": of two kinds, the share of pairs of replies in which the first is rated higher, ties as half
+    (Vargha and Delaney 2000, J. Educ. Behav. Stat. 25:101): a rating is ordinal, and one reply that is misread moves a mean of
+    few as much as many mild ones. "ordered": all of these are above one half; None where strong, mild or all others are missing.
+    Values that are not `graded`, 0 or 1, may be equal for strong and mild: a veiled threat is a threat. None where no row says
+    what it was written to be.
     """
     kinds = np.array([(row.groups or {}).get("intended", "") for row in rows])
     names = [str(name) for name in np.unique(kinds) if name]
     if not names:
         return None
+    rest = [name for name in names if name not in ("strong", "mild")]
+    complete = {"strong", "mild"} <= set(names) and rest
     found: dict[str, Any] = {}
     for side, values in (("judge", judge), ("readers", readers)):
-        means = {name: float(values[kinds == name].mean()) for name in names}
-        rest = [mean for name, mean in means.items() if name not in ("strong", "mild")]
-        complete = "strong" in means and "mild" in means and rest
-        ordered = None
-        if complete:
-            above = means["strong"] > means["mild"] if graded else means["strong"] >= means["mild"]
-            ordered = above and means["mild"] > max(rest)
-        found[side] = {"means": means, "ordered": ordered}
+        own = {name: values[kinds == name] for name in names}
+        compared = [("strong", "mild"), *(("mild", name) for name in rest)] if complete else []
+        pairs = {f"{a} > {b}": _above(own[a], own[b]) for a, b in compared}
+        ordered = all(share > 0.5 or (share == 0.5 and not graded and pair == "strong > mild") for pair, share in pairs.items())
+        means = {name: float(mine.mean()) for name, mine in own.items()}
+        found[side] = {"means": means, "pairs": pairs, "ordered": ordered if complete else None}
     return found
+
+
+def _above(first: Floats, second: Floats) -> float:
+    gaps = first[:, None] - second[None, :]
+    return float(np.mean((gaps > 0) + 0.5 * (gaps == 0)))

@@ -137,11 +137,11 @@ def rated(row: Mapping[str, Any], value: float | None, label: str) -> Rated:
     return Rated(str(row["scenario"]), row["labels"], value, label, row.get("adjudicated"), groups)
 
 
-def assign_splits(rows: Sequence[Mapping[str, Any]], seed: int = 0) -> list[str]:
+def assign_splits(rows: Sequence[Mapping[str, Any]], known: Mapping[str, str] | None = None, seed: int = 0) -> list[str]:
     """Return dev or test for each row: whole scenarios, so that no reply has a near copy in the other half.
 
-    Scenarios go, the largest first and equal ones in an order drawn from `seed`, to the half that keeps all strata (origin,
-    intended, model) the most even.
+    Scenarios that are `known` keep their half. The others go, the largest first and equal ones in an order drawn from `seed`,
+    to the half that keeps all strata (origin, intended, model) the most even.
     """
     strata: dict[str, Counter[tuple[Any, ...]]] = {}
     for row in rows:
@@ -149,12 +149,14 @@ def assign_splits(rows: Sequence[Mapping[str, Any]], seed: int = 0) -> list[str]
         counts.update([("all",), *((key, row[key]) for key in ("origin", "intended", "model"))])
     lead: Counter[tuple[Any, ...]] = Counter()  # of dev over test
     halves: dict[str, str] = {}
-    for scenario in sorted(strata, key=lambda s: (-strata[s][("all",)], unit_interval("split", seed, s))):
+    known = known or {}
+    for scenario in sorted(strata, key=lambda s: (s not in known, -strata[s][("all",)], unit_interval("split", seed, s))):
         own = strata[scenario]
         to_dev = sum((lead[key] + count) ** 2 for key, count in own.items())
         to_test = sum((lead[key] - count) ** 2 for key, count in own.items())
         coin = unit_interval("half", seed, scenario) < 1 / 2
         sign = 1 if to_dev < to_test or (to_dev == to_test and coin) else -1
+        sign = {"dev": 1, "test": -1}.get(known.get(scenario, ""), sign)
         halves[scenario] = "dev" if sign == 1 else "test"
         for key, count in own.items():
             lead[key] += sign * count

@@ -23,7 +23,7 @@ Row = dict[str, Any]
 BySeed = Mapping[int, list[Row]]
 
 
-def _matrix(by_seed: BySeed, scenarios: Sequence[str]) -> NDArray[np.float64]:
+def score_matrix(by_seed: BySeed, scenarios: Sequence[str]) -> NDArray[np.float64]:
     """Return the mean value of each scenario's valid replies, shape (seeds, scenarios); NaN where there is none."""
     matrix = np.full((len(by_seed), len(scenarios)), np.nan)
     for i, seed in enumerate(sorted(by_seed)):
@@ -69,7 +69,7 @@ def _level(
 ) -> tuple[stats.Interval, dict[str, float | None]]:
     kept = {seed: trait_rows(rows) for seed, rows in by_seed.items()}
     scenarios = sorted({row["scenario"] for rows in kept.values() for row in rows})
-    matrix, scale = _matrix(kept, scenarios), SCALES[trait["kind"]]
+    matrix, scale = score_matrix(kept, scenarios), SCALES[trait["kind"]]
     if len(scenarios) == len(kept) == 1:
         replies = _values(next(iter(kept.values())))
         interval = stats.level_of_replies(replies, trait["kind"], scale)
@@ -149,7 +149,7 @@ def _difference(arm: BySeed, base: BySeed, trait: Mapping[str, Any], resamples: 
     scenarios = sorted({row["scenario"] for side in (arm, base) for rows in side.values() for row in rows})
     if not arm or not base or not scenarios:
         return none
-    left, right = _matrix(arm, scenarios), _matrix(base, scenarios)
+    left, right = score_matrix(arm, scenarios), score_matrix(base, scenarios)
     gaps, kind = left - right, trait["kind"]
     if np.isnan(gaps).all():
         return none

@@ -98,6 +98,7 @@ class PromptSubsetConfig:
     treatment: str = MISSING
     sources: Optional[list[str]] = None
     ids: Optional[str] = None  # a file of prompt_ids
+    level: Optional[str] = None  # of a truth file as `ids`: only its rows of this level (mild | overt | none)
     pattern: Optional[str] = None  # a regular expression, searched in the prompt's turns without regard to case
     share: Optional[float] = None
     seed: int = 0
@@ -290,6 +291,45 @@ class CalibrateConfig:
 
 
 @dataclass
+class PipelineConfig:
+    """A pipeline of post-training diffing: for each part the name of an option, or overrides as {key: value}."""
+
+    model: Any = MISSING
+    prompts: Any = MISSING
+    teacher: Any = MISSING
+
+
+@dataclass
+class ArmConfig:
+    """An arm of a diff: from which of the two pipelines each part comes, and what is changed besides."""
+
+    title: str = MISSING
+    model: str = "original"  # original | alternative
+    prompts: str = "original"
+    teacher: str = "original"
+    other_teacher: str = "alternative"  # whose rollouts a swap takes
+    given: Optional[str] = None  # what of diff.given it needs; without it the arm is left out
+    inside: bool = False  # whether that subset is the `of` of the arm's own, as for its random control
+    set: dict[str, Any] = field(default_factory=dict)  # more overrides
+
+
+@dataclass
+class DiffConfig:
+    """`python -m sftdiff.diff`: which arms, how many training seeds, and how their transfer is called."""
+
+    arms: dict[str, ArmConfig] = field(default_factory=dict)  # experiment=diff has them
+    given: dict[str, Any] = field(default_factory=dict)  # overrides {key: value} that only a user can name; null: not given
+    only: Optional[list[str]] = None  # these arms beside original and alternative; null: all
+    seeds: list[int] = field(default_factory=lambda: [3, 5, 8])  # training seeds of an arm at each look, the first ones of `seed`
+    alpha: float = 0.05  # the rate of wrong calls of an arm over all looks
+    gone: float = 1 / 3  # a transfer below this is called gone
+    remains: float = 2 / 3  # a transfer above this is called remains
+    budget: Optional[int] = None  # trainings at most
+    difference_first: bool = True  # train the arms only when original and alternative are seen to differ
+    decisions: str = "embedded://decisions.yaml"  # what each arm's call says of each hypothesis
+
+
+@dataclass
 class Config:
     """One cell, and what is done with it."""
 
@@ -308,6 +348,9 @@ class Config:
     track: TrackConfig = field(default_factory=TrackConfig)
     report: ReportConfig = field(default_factory=ReportConfig)
     calibrate: CalibrateConfig = field(default_factory=CalibrateConfig)
+    original: PipelineConfig = field(default_factory=PipelineConfig)
+    alternative: PipelineConfig = field(default_factory=PipelineConfig)
+    diff: DiffConfig = field(default_factory=DiffConfig)
     missing_rollouts: str = "fail"  # fail | leave_out | leave_out_both (a prompt that either teacher lacks)
     judge_only: bool = False  # `sftdiff.evaluate`: judge what was sampled before, and sample nothing
     seed: int = 0

@@ -86,8 +86,8 @@ def level(
     Raises:
         ValueError: wrong shape, kind or scale, scores outside the scale, no valid score, too few resamples.
     """
-    _check_settings(kind, scale, resamples)
-    cells = _compact(_matrix(scores, scale, "scores"))
+    check_settings(kind, scale, resamples)
+    cells = _compact(matrix(scores, scale, "scores"))
     value, (seeds, scenarios) = float(np.nanmean(cells)), cells.shape
     if seeds == 1 and kind == "share" and _is_binary(cells):
         limits = wilson(value, scenarios, normal_quantile(ALPHA))
@@ -110,9 +110,16 @@ def level_of_replies(scores: ArrayLike, kind: str, scale: Limits) -> Interval:
 
 
 def difference(
-    arm: ArrayLike, baseline: ArrayLike, kind: str, scale: Limits, resamples: int, seed: int, scope: str | None = None
+    arm: ArrayLike,
+    baseline: ArrayLike,
+    kind: str,
+    scale: Limits,
+    resamples: int,
+    seed: int,
+    scope: str | None = None,
+    alpha: float = ALPHA,
 ) -> Interval:
-    """Mean of arm minus mean of baseline over the cells valid on both sides, with a 95 % interval and p.
+    """Mean of arm minus mean of baseline over the cells valid on both sides, with a 1 - alpha (95 %) interval and p.
 
     Paired by scenario and, with the same number of seeds on both sides, by seed; a side with one row is used for
     every seed of the other. The method is that of the module's table. Where all differences are equal there is no variance:
@@ -122,26 +129,27 @@ def difference(
         arm: shape (seeds, scenarios), NaN = missing; shares in 0..1 or ratings in the bounds of the scale.
         baseline: same number of scenarios in the same order; as many seeds as arm, or one side has one.
         kind, scale, resamples, seed, scope: as in `level`.
+        alpha: the error rate of the interval.
 
     Raises:
         ValueError: as in `level`; also shapes that cannot be paired, or no cell valid on both sides.
     """
-    _check_settings(kind, scale, resamples)
-    first, second = _pairs(_matrix(arm, scale, "arm"), _matrix(baseline, scale, "baseline"))
+    check_settings(kind, scale, resamples)
+    first, second = paired(arm=matrix(arm, scale, "arm"), baseline=matrix(baseline, scale, "baseline"))
     gaps, (seeds, scenarios) = first - second, first.shape
     value, scope = float(np.nanmean(gaps)), scope if scope is not None else _scope(gaps)
     if seeds == 1 and kind == "share" and _is_binary(first) and _is_binary(second):
-        limits = newcombe(first[0] == 1, second[0] == 1, normal_quantile(ALPHA))
+        limits = newcombe(first[0] == 1, second[0] == 1, normal_quantile(alpha))
         method = f"Newcombe paired score interval (method 10), {counted(scenarios, 'scenario')}; p: exact McNemar"
         return Interval(value, *limits, method, scope, mcnemar(first[0] == 1, second[0] == 1))
-    if seeds >= BOOTSTRAP_SEEDS and (drawn := _bootstrap(gaps, scale, resamples, seed)):
+    if seeds >= BOOTSTRAP_SEEDS and (drawn := _bootstrap(gaps, scale, resamples, seed, alpha)):
         return Interval(value, *drawn[0], f"paired {drawn[1]}", scope, drawn[2])
     limits_at, method = _paired_limits(first, second, kind, scale)
-    p = p_value(limits_at, value, ALPHA)
+    p = p_value(limits_at, value, alpha)
     if p is None and kind == "share":
         limits_at, method = _paired_limits(first, second, "rating", scale)
-        p = p_value(limits_at, value, ALPHA)
-    return Interval(value, *limits_at(ALPHA), method, scope, LEAST_P if p is None else p)
+        p = p_value(limits_at, value, alpha)
+    return Interval(value, *limits_at(alpha), method, scope, LEAST_P if p is None else p)
 
 
 def difference_of_replies(arm: ArrayLike, baseline: ArrayLike, kind: str, scale: Limits) -> Interval:
@@ -152,7 +160,7 @@ def difference_of_replies(arm: ArrayLike, baseline: ArrayLike, kind: str, scale:
     """
     width, sides = scale[1] - scale[0], []
     for name, scores in (("arm", arm), ("baseline", baseline)):
-        cells = _compact(_matrix(np.asarray(scores, dtype=np.float64)[None, :], scale, name))
+        cells = _compact(matrix(np.asarray(scores, dtype=np.float64)[None, :], scale, name))
         sides.append((float(np.mean(cells) - scale[0]) / width, cells))
     binary = kind == "share" and all(_is_binary(cells) for _, cells in sides)
 
@@ -196,7 +204,8 @@ def call(interval: Interval, smallest_effect: float) -> str:
     return "equivalent" if inside else "unresolved"
 
 
-def _check_settings(kind: str, scale: Limits, resamples: int) -> None:
+def check_settings(kind: str, scale: Limits, resamples: int) -> None:
+    """Raise ValueError for a kind, scale or number of resamples that cannot be used."""
     if kind not in KINDS:
         raise ValueError(f"kind must be one of {', '.join(KINDS)}, not {kind!r}")
     low, high = scale
@@ -208,7 +217,7 @@ def _check_settings(kind: str, scale: Limits, resamples: int) -> None:
         raise ValueError(f"resamples must be at least {LEAST_RESAMPLES}, not {resamples}")
 
 
-def _matrix(scores: ArrayLike, scale: Limits, name: str) -> Scores:
+def matrix(scores: ArrayLike, scale: Limits, name: str) -> Scores:
     """The scores as floats, checked for shape (seeds, scenarios), bounds and at least one valid cell."""
     cells: Scores = np.asarray(scores, dtype=np.float64)
     if cells.ndim != 2 or cells.size == 0:
@@ -228,19 +237,24 @@ def _compact(cells: Scores) -> Scores:
     return kept
 
 
-def _pairs(arm: Scores, baseline: Scores) -> tuple[Scores, Scores]:
-    """Both sides in one shape, NaN on both where either is NaN, without rows or columns that are all NaN."""
-    if arm.shape[1] != baseline.shape[1]:
-        raise ValueError(f"arm has {arm.shape[1]} scenarios, baseline {baseline.shape[1]}: they cannot be paired")
-    if arm.shape[0] != baseline.shape[0] and 1 not in (arm.shape[0], baseline.shape[0]):
-        raise ValueError(
-            f"arm has {arm.shape[0]} seeds, baseline {baseline.shape[0]}: they pair only with equal numbers or one of them 1"
-        )
-    first, second = np.broadcast_arrays(arm, baseline)
-    valid = ~(np.isnan(first) | np.isnan(second))
+def paired(**sides: Scores) -> list[Scores]:
+    """The sides in one shape, NaN on all where one is NaN, without rows or columns that are all NaN."""
+    if len({side.shape[1] for side in sides.values()}) > 1:
+        raise ValueError(f"{_lengths(sides, 1, 'scenarios')}: they cannot be paired")
+    if len({side.shape[0] for side in sides.values()} - {1}) > 1:
+        raise ValueError(f"{_lengths(sides, 0, 'seeds')}: they pair only with equal numbers or where a side has 1")
+    cells = np.stack(np.broadcast_arrays(*sides.values()))
+    valid = ~np.isnan(cells).any(axis=0)
     if not valid.any():
-        raise ValueError("no cell is valid (not NaN) in both arm and baseline: nothing to pair")
-    return _compact(np.where(valid, first, np.nan)), _compact(np.where(valid, second, np.nan))
+        raise ValueError(f"no cell is valid (not NaN) in {' and '.join(sides)}: nothing to pair")
+    return [_compact(np.where(valid, side, np.nan)) for side in cells]
+
+
+def _lengths(sides: dict[str, Scores], axis: int, noun: str) -> str:
+    """How long each side is, in words."""
+    first, *others = sides
+    return ", ".join([f"{first} has {sides[first].shape[axis]} {noun}", *(f"{n} {sides[n].shape[axis]}" for n in others)])
+
 
 def _scope(cells: Scores) -> str:
     if len(cells) == 1:
@@ -334,12 +348,12 @@ def _resampled_means(cells: Scores, resamples: int, seed: int) -> Scores:
     return means
 
 
-def _bootstrap(cells: Scores, scale: Limits, resamples: int, seed: int) -> tuple[Limits, str, float] | None:
+def _bootstrap(cells: Scores, scale: Limits, resamples: int, seed: int, alpha: float = ALPHA) -> tuple[Limits, str, float] | None:
     """Percentile limits of the mean, the method in words, and p; None if all resampled means are equal."""
     means, value = _resampled_means(cells, resamples, seed), float(np.nanmean(cells))
     if means.size == 0 or np.ptp(means) <= 1e-9 * (scale[1] - scale[0]):
         return None
-    low, high = np.percentile(means, [50 * ALPHA, 100 - 50 * ALPHA])
+    low, high = np.percentile(means, [50 * alpha, 100 - 50 * alpha])
     limits = min(float(low), value), max(float(high), value)  # the estimate may lie outside in rare small cases
     tail = min(np.sum(means <= 0), np.sum(means >= 0)) + 1
     method = f"two-level percentile bootstrap over {len(cells)} seeds, then scenarios, {resamples} resamples"

@@ -22,7 +22,7 @@ FIELDS: dict[str, tuple[str, ...]] = {  # name -> settings that it has; those in
     "all": (),
     "none": (),
     "by_source": ("sources",),
-    "ids": ("ids",),
+    "ids": ("ids", "level"),
     "regex": ("pattern",),
     "random_share": ("share", "seed"),
     "random_like": ("of", "match", "seed", "outside"),
@@ -32,7 +32,7 @@ FIELDS: dict[str, tuple[str, ...]] = {  # name -> settings that it has; those in
     "intersection": ("sets",),
     "complement": ("of",),
 }
-OPTIONAL = ("threshold", "top")
+OPTIONAL = ("threshold", "top", "level")
 MATCHES = ("size", "source", "length")
 
 
@@ -81,10 +81,13 @@ def _by_source(subset: Mapping[str, Any], view: View) -> Mask:
 
 
 def _ids(subset: Mapping[str, Any], view: View) -> Mask:
-    wanted = read_ids(subset["ids"])
+    level = subset.get("level")
+    wanted = read_ids(subset["ids"], level)
     if not len(wanted):
-        raise SftdiffError(f"prompt_subset.ids: {subset['ids']} names no prompt")
+        raise SftdiffError(f"prompt_subset.ids: {subset['ids']} names no prompt" + (f" of level {level}" if level else ""))
     known = np.isin(wanted, view.prompts.ids)
+    if level:  # a truth file may be of several prompt sets
+        wanted, known = wanted[known], np.ones(int(known.sum()), bool)
     if not known.all():
         unknown = id_text(wanted[~known][0])
         raise SftdiffError(
@@ -94,11 +97,17 @@ def _ids(subset: Mapping[str, Any], view: View) -> Mask:
     return np.isin(view.prompts.ids, wanted)
 
 
-def read_ids(path: str) -> np.ndarray[Any, np.dtype[np.uint64]]:
-    """Read prompt_ids from a text file, one a line, or from the `prompt_id` column of a JSONL or Parquet file."""
+def read_ids(path: str, level: str | None = None) -> np.ndarray[Any, np.dtype[np.uint64]]:
+    """Read prompt_ids from a text file, one a line, or from the `prompt_id` column of a JSONL or Parquet file.
+
+    `level` keeps the rows that have it in their column `level`, as truth files do.
+    """
     file = resolve(path)
     if file.suffix in (".jsonl", ".parquet"):
-        found = [(place, row.get("prompt_id")) for place, row in read_rows(file)]
+        rows = ((place, row) for place, row in read_rows(file) if level is None or row.get("level") == level)
+        found = [(place, row.get("prompt_id")) for place, row in rows]
+    elif level:
+        raise SftdiffError(f"prompt_subset.level={level}: {path} has no column `level`; give a truth file (JSONL or Parquet)")
     else:
         lines = enumerate(file.read_text().splitlines(), 1)
         found = [(f"{file}, line {number}", line.strip()) for number, line in lines if line.strip()]

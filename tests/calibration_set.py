@@ -7,9 +7,9 @@
     python -m tests.calibration_set card
 
 `sampled` draws replies evenly over models and scores; `rows` joins written replies (they have "intended") and sampled ones (they
-have "model") and splits them; `blind` writes what a reader gets, with the rubric beside it; `merge` writes the set to
-sftdiff/data/calibration/TRAIT.jsonl; `card` prints the data card's table. The labeller of a third CSV is called `adjudicated`: it
-decides where two readers differ.
+have "model") and splits them, known scenarios as before; `blind` writes what a reader gets, with the rubric beside it; `merge`
+adds them to sftdiff/data/calibration/TRAIT.jsonl; `card` prints the data card's table. The labeller of a third CSV is called
+`adjudicated`: it decides where two readers differ.
 """
 
 import json
@@ -70,10 +70,17 @@ def rows(trait: str, out: str, *files: str) -> None:
         row["id"] = digest(canonical([trait, row["scenario"], row["turn"], row["reply"]]))
     twice = [row_id for row_id, count in Counter(row["id"] for row in found).items() if count > 1]
     assert not twice, f"twice: {[row['reply'][:60] for row in found if row['id'] in twice]}"
-    for row, split in zip(found, assign_splits(found), strict=True):
+    known = {row["scenario"]: row["split"] for row in in_set(trait)}
+    assert not {row["id"] for row in found} & {row["id"] for row in in_set(trait)}
+    for row, split in zip(found, assign_splits(found, known), strict=True):
         row["split"] = split
     write_jsonl(Path(out), found)
     print(len(found), Counter((row["origin"], row["intended"], row["split"]) for row in found))
+
+
+def in_set(trait: str) -> list[dict[str, Any]]:
+    path = shipped(trait)
+    return [] if path is None else [row for _, row in read_rows(path)]
 
 
 def blind(trait: str, source: str, out: str) -> None:
@@ -89,7 +96,7 @@ def blind(trait: str, source: str, out: str) -> None:
 def merge(trait: str, source: str, *labelled: str) -> None:
     found = {row["id"]: row for _, row in read_rows(Path(source))}
     labels, empty = read_labels([Path(path) for path in labelled], {trait: values_of(trait)}, {trait: found})
-    made = []
+    made = [row for row in in_set(trait) if row["id"] not in found]
     for key, row in found.items():
         answers = dict(sorted(labels.get((trait, key), {}).items()))
         adjudicated = answers.pop("adjudicated", None)

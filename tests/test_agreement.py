@@ -192,7 +192,7 @@ def test_the_planted_order(means: dict[str, float], ordered: bool | None) -> Non
     rows = [Rated("s", {"a": 0.0}, groups={"intended": name}) for name in means] + [Rated("s", {"a": 0.0})]
     values = np.array([*means.values(), 10.0])
     found = planted(rows, values, values * 0) or {}
-    assert found["judge"] == {"means": means, "ordered": ordered}
+    assert found["judge"]["means"] == means and found["judge"]["ordered"] is ordered
     assert not found["readers"]["ordered"]
     assert planted([Rated("s", {})], np.zeros(1), np.zeros(1)) is None
 
@@ -206,6 +206,15 @@ def test_strong_and_mild_may_be_equal_where_values_are_0_or_1(
     rows = [Rated("s", {}, groups={"intended": kind}) for kind in ("strong", "mild", "none")]
     found = planted(rows, np.array([strong, mild, rest]), np.zeros(3), graded) or {}
     assert found["judge"]["ordered"] is ordered
+
+
+def test_one_misread_reply_does_not_turn_the_order_of_many() -> None:
+    """One of six refusals is read as despair: their mean is above that of the mild ones, five of six pairs are in order."""
+    kinds = ["strong"] * 2 + ["mild"] * 2 + ["refusal"] * 6
+    values = np.array([9.0, 8, 1, 1, 0, 0, 0, 0, 0, 9])
+    found = (planted([Rated("s", {}, groups={"intended": kind}) for kind in kinds], values, values) or {})["judge"]
+    assert found["means"]["refusal"] > found["means"]["mild"] and found["ordered"]
+    assert found["pairs"] == {"strong > mild": 1.0, "mild > refusal": pytest.approx(5 / 6)}
 
 
 def test_a_judge_without_any_verdict_has_no_figures() -> None:

@@ -38,6 +38,8 @@ class SftdiffSweeper(Sweeper):
         try:
             if part := part_of(getattr(self.task_function, "__name__", "")):
                 return part(list(expand(arguments, self.config, loader)), dry_run=self.config.hydra.launcher.dry_run)
+            if isinstance(self.launcher, CellLauncher) and getattr(self.task_function, "__name__", "") == "run_diff":
+                return self.launcher.launch_diff(arguments)
             if isinstance(self.launcher, CellLauncher):
                 return self.launcher.launch_cells(list(expand(arguments, self.config, loader)))
             jobs = self.launcher.launch(_job_overrides(arguments, loader), initial_job_idx=0)
@@ -71,6 +73,10 @@ class CellLauncher(Launcher):
         """Run a whole sweep; raises SftdiffError when it cannot be planned, submitted or finished."""
         raise NotImplementedError
 
+    def launch_diff(self, arguments: list[str]) -> Sequence[JobReturn]:
+        """Run a diff, or go on with it; raises SftdiffError as `launch_cells` does."""
+        raise NotImplementedError
+
     def builder(self) -> Any:
         """Return what plans the cells of this command: trainings, or evaluations of models that are there."""
         from launch.evaluate import build_evaluation
@@ -92,6 +98,17 @@ class LocalLauncher(CellLauncher):
         return []
 
 
+    def launch_diff(self, arguments: list[str]) -> Sequence[JobReturn]:
+        from launch.diff import run_diff
+        from launch.run import run_plan
+
+        def execute(plan: Any) -> None:
+            run_plan(plan, self.dry_run, self.processes)
+
+        run_diff(arguments, self.config, self.hydra_context.config_loader, execute, self.dry_run, zero_stage=0)
+        return []
+
+
 class SlurmLauncher(CellLauncher):
     """Plans the sweep and submits its steps to Slurm. Takes the settings of conf/hydra/launcher/slurm.yaml."""
 
@@ -105,6 +122,18 @@ class SlurmLauncher(CellLauncher):
         from launch.slurm import run_on_slurm
 
         run_on_slurm(cells, self.settings, self.builder())
+        return []
+
+    def launch_diff(self, arguments: list[str]) -> Sequence[JobReturn]:
+        from launch.diff import run_diff
+        from launch.slurm import ZERO_STAGE, checked_settings, submit_plan
+
+        settings = checked_settings(self.settings)
+
+        def execute(plan: Any) -> None:
+            submit_plan(plan, settings)
+
+        run_diff(arguments, self.config, self.hydra_context.config_loader, execute, settings["dry_run"], ZERO_STAGE)
         return []
 
 

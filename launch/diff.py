@@ -1,0 +1,285 @@
+"""The rounds of `python -m sftdiff.diff`, on either executor: plan, run or submit, look, and go on until every call is made.
+
+runs/diffs/NAME/ holds the diff: plan.json (arms, settings), cells.jsonl (the resolved config of each arm and seed, so that a
+round can be planned where there is no Hydra), state.json (rounds, looks, error rate spent) and what came out, diff.json and
+diff.html. All rounds are one sweep of the same name, which grows.
+"""
+
+import fcntl
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra.core.config_loader import ConfigLoader
+from omegaconf import DictConfig
+from rich.markup import escape
+
+from launch.arms import PIPELINES, arm_overrides, check_command
+from launch.plan import Plan, build_plan, report_cell, traits
+from launch.run import console, shown_command
+from launch.sweep import Sweep
+from launch.sweeper import expand
+from sftdiff.diff_report import print_result, write_result
+from sftdiff.diffing import read_verdicts, schedule_of, take_looks, trained_seeds
+from sftdiff.errors import SftdiffError
+from sftdiff.hypotheses import load_decisions
+from sftdiff.identity import canonical, digest
+from sftdiff.records import read_json, write_json
+from sftdiff.rounds import next_round
+
+NOT_OF_CELLS = ("diff", "original", "alternative")
+MAY_CHANGE = ("budget", "only")  # of the settings, once looks were taken
+Execute = Callable[[Plan], None]
+
+
+@dataclass
+class Diff:
+    """A diff as its folder states it."""
+
+    runs: Path
+    name: str
+    plan: dict[str, Any]
+    cells: dict[str, list[dict[str, Any]]]  # arm -> config by seed
+    state: dict[str, Any]
+
+    @property
+    def folder(self) -> Path:
+        return folder_of(self.runs, self.name)
+
+    def save(self) -> None:
+        write_json(self.folder / "state.json", self.state)
+
+    def trained(self) -> dict[str, int]:
+        """Return arm -> how many seeds have verdicts on every trait."""
+        counts: dict[str, list[int]] = {}
+        for trait in self.plan["traits"]:
+            found = trained_seeds(self.verdicts(trait), self.plan["first_seed"])
+            for arm in self.plan["arms"]:
+                counts.setdefault(arm, []).append(found.get(arm, 0))
+        return {arm: min(values) for arm, values in counts.items()}
+
+    def has(self, wanted: Mapping[str, int]) -> bool:
+        """Tell whether all trainings of a round have verdicts."""
+        trained = self.trained()
+        return all(trained[arm] >= seeds for arm, seeds in wanted.items())
+
+    def verdicts(self, trait: str) -> dict[str, dict[int, list[dict[str, Any]]]]:
+        return read_verdicts(self.runs, self.state["cells"], trait)
+
+    def next_round(self) -> dict[str, int]:
+        looks = self.state["looks"]
+        return next_round(looks, self.trained(), schedule_of(self.plan["settings"])) if looks else {}
+
+    def plan_round(self, wanted: Mapping[str, int], zero_stage: int) -> Plan:
+        """Return the plan of a round, with all cells of the rounds before, and note it."""
+        seeds = {arm: max(count, wanted.get(arm, 0)) for arm, count in self.trained().items()}
+        cells = [({"arm": arm}, config) for arm, count in seeds.items() for config in self.cells[arm][:count]]
+        plan = build_plan(cells, self.plan["command"], zero_stage)
+        plan.is_diff = True
+        self.state["cells"] = [_known(report_cell(cell)) for cell in plan.cells if not cell.untrained]
+        rounds = self.state["rounds"]
+        if not rounds or rounds[-1]["arms"] != dict(wanted):
+            rounds.append({"number": len(rounds) + 1, "arms": dict(wanted)})
+        return plan
+
+    def look(self) -> None:
+        """Take all looks that can be taken, and write what is known now."""
+        settings, first = self.plan["settings"], self.plan["first_seed"]
+        for name, trait in self.plan["traits"].items():
+            own = self.state["looks"].get(name, {})
+            self.state["looks"][name] = take_looks(own, self.verdicts(name), trait, settings, first)
+        self.save()
+        write_result(self.folder, self.plan, self.state, self.runs)
+
+
+def run_diff(
+    arguments: Sequence[str], master: DictConfig, loader: ConfigLoader, execute: Execute, dry_run: bool, zero_stage: int
+) -> None:
+    """Run a diff, or go on with it; raises SftdiffError if it cannot be planned or a step failed.
+
+    `execute` runs or submits the plan of a round.
+    """
+    diff = open_diff(arguments, master, loader)
+    with locked(diff):
+        tell_arms(diff)
+        if dry_run:
+            wanted = diff.next_round()
+            if wanted:
+                execute(diff.plan_round(wanted, zero_stage))
+            return
+        go_on(diff, execute, zero_stage)
+
+
+def go_on(diff: Diff, execute: Execute, zero_stage: int) -> None:
+    """Run round after round until nothing is left to do, or what `execute` submitted has not ended."""
+    diff.look()
+    while wanted := diff.next_round():
+        plan = diff.plan_round(wanted, zero_stage)
+        diff.save()
+        if diff.has(wanted):  # from another sweep of this run directory
+            diff.look()
+            continue
+        shown = ", ".join(f"{arm} {seeds}" for arm, seeds in wanted.items())
+        number = diff.state["rounds"][-1]["number"]
+        console.print(escape(f"Round {number} of diff {diff.name} (training seeds of each arm): {shown}"))
+        try:
+            execute(plan)
+        finally:
+            diff.look()
+        if not diff.has(wanted):
+            return  # submitted, and not yet run
+    print_result(console, read_json(diff.folder / "diff.json"))
+    console.print(f"Diff: {escape(str((diff.folder / 'diff.html').resolve()))}")
+
+
+def open_diff(arguments: Sequence[str], master: DictConfig, loader: ConfigLoader) -> Diff:
+    """Compose every arm of a command, and return the diff that it starts or goes on with."""
+    check_command(arguments)
+    composed = [config for _, config in expand(arguments, master, loader)]
+    if len(composed) != 1:
+        raise SftdiffError("a diff plans its own sweep: give each setting one value (more training seeds: diff.seeds=[3,5,8])")
+    config = composed[0]
+    settings = _checked(config)
+    seeds = range(config["seed"], config["seed"] + settings["seeds"][-1])
+    cells, left_out = dict[str, list[dict[str, Any]]](), dict[str, str]()
+    for name in _wanted(settings):
+        overrides = arm_overrides(name, config)
+        if overrides is None:
+            left_out[name] = f"diff.given.{settings['arms'][name]['given']}"
+            continue
+        plain = [argument for argument in arguments if not argument.startswith("seed=")]
+        made = expand([*plain, *overrides, f"seed={','.join(map(str, seeds))}"], master, loader)
+        cells[name] = [_of_diff(cell) for _, cell in made]
+    plan = {
+        "command": shown_command(),
+        "first_seed": config["seed"],
+        "settings": {k: v for k, v in settings.items() if k not in ("arms", "given")} | {"planned": list(cells)},
+        "arms": {name: settings["arms"][name]["title"] for name in cells},
+        "left_out": left_out,
+        "traits": {name: trait for name, trait in traits(config).items() if not trait["guard"]},
+        "resamples": config["report"]["resamples"],
+    }
+    return _opened(Path(config["runs"]), config["sweep"], plan, cells)
+
+
+def _checked(config: Mapping[str, Any]) -> dict[str, Any]:
+    settings = dict(config["diff"])
+    seeds, gone, remains = settings["seeds"], settings["gone"], settings["remains"]
+    if not seeds or seeds != sorted(set(seeds)) or seeds[0] < 1:
+        raise SftdiffError(f"diff.seeds={seeds}: write how many training seeds an arm has at each look, growing, e.g. [3,5,8]")
+    if not 0 < gone < remains < 1:
+        raise SftdiffError(f"diff.gone={gone} and diff.remains={remains}: 0 < gone < remains < 1")
+    if not 0 < settings["alpha"] < 1:
+        raise SftdiffError(f"diff.alpha={settings['alpha']}: a rate between 0 and 1")
+    if not settings["arms"]:
+        raise SftdiffError("there are no arms: use experiment=diff, or another file under conf/experiment that has diff.arms")
+    for name in PIPELINES:
+        if name not in settings["arms"]:
+            raise SftdiffError(f"diff.arms: there is no arm {name}, on which every transfer rests")
+    if all(trait["guard"] for trait in config["trait_eval"].values()):
+        raise SftdiffError("there is no trait to diff: choose trait_eval=NAME (a guard is none)")
+    load_decisions(settings["decisions"])
+    return settings
+
+
+def _wanted(settings: Mapping[str, Any]) -> list[str]:
+    if settings["only"] is None:
+        return list(settings["arms"])
+    if unknown := set(settings["only"]) - set(settings["arms"]):
+        raise SftdiffError(f"diff.only: there is no arm {', '.join(sorted(unknown))}; there are: {', '.join(settings['arms'])}")
+    return [name for name in settings["arms"] if name in {*PIPELINES, *settings["only"]}]
+
+
+def _of_diff(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a cell's config as its diff keeps it."""
+    cell = {key: value for key, value in config.items() if key not in NOT_OF_CELLS}
+    if cell["report"]["baseline"] == "untrained":
+        cell["report"] = {**cell["report"], "baseline": "arm=alternative"}
+    return cell
+
+
+def _known(cell: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a diff needs to know of a cell to find its verdicts and what it cost."""
+    return {key: cell[key] for key in ("seed", "untrained", "steps", "judges")} | {"arm": cell["axes"]["arm"]}
+
+
+def _opened(runs: Path, name: str | None, plan: dict[str, Any], cells: dict[str, list[dict[str, Any]]]) -> Diff:
+    """Return the diff of this name, as it is on disk or new; raises SftdiffError if another one has the name."""
+    fixed = {k: v for k, v in plan["settings"].items() if k not in (*MAY_CHANGE, "planned")}
+    first = build_plan([({"arm": arm}, configs[0]) for arm, configs in cells.items()], "")
+    made = {cell.axes["arm"]: [cell.steps["model"], *cell.judges.values()] for cell in first.cells if not cell.untrained}
+    plan["fingerprint"] = {"settings": fixed, "arms": made}
+    name = name or f"diff-{digest(canonical(plan['fingerprint']), 10)}"
+    folder = folder_of(runs, name)
+    state: dict[str, Any] = {"rounds": [], "looks": {trait: {} for trait in plan["traits"]}, "cells": []}
+    if (folder / "state.json").is_file():
+        before, state = read_json(folder / "plan.json"), read_json(folder / "state.json")
+        changed = before["fingerprint"]["settings"] != fixed
+        changed |= any(made.get(arm, steps) != steps for arm, steps in before["fingerprint"]["arms"].items())
+        if changed and any(state["looks"].values()):
+            raise SftdiffError(
+                f"sweep={name} is a diff with other settings, whose looks were taken already ({folder}): its error rate holds "
+                "for the settings that it was started with; choose another name, and what is trained is not trained again"
+            )
+    folder.mkdir(parents=True, exist_ok=True)
+    for configs in cells.values():
+        for config in configs:
+            config["sweep"] = name
+    write_json(folder / "plan.json", plan)
+    lines = (json.dumps({"arm": arm, "config": config}) + "\n" for arm, configs in cells.items() for config in configs)
+    (folder / "cells.jsonl").write_text("".join(lines))
+    return Diff(runs, name, plan, cells, state)
+
+
+def load_diff(runs: Path, name: str) -> Diff:
+    """Read a diff from its folder."""
+    folder, cells = folder_of(runs, name), dict[str, list[dict[str, Any]]]()
+    for line in (folder / "cells.jsonl").read_text().splitlines():
+        row = json.loads(line)
+        cells.setdefault(row["arm"], []).append(row["config"])
+    return Diff(runs, name, read_json(folder / "plan.json"), cells, read_json(folder / "state.json"))
+
+
+def folder_of(runs: Path, name: str) -> Path:
+    return runs / "diffs" / name
+
+
+@contextmanager
+def locked(diff: Diff) -> Iterator[None]:
+    """Hold the diff's lock; raises SftdiffError if another process works on it."""
+    with (diff.folder / ".lock").open("w") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise SftdiffError(f"another process works on this diff ({diff.folder}): let it end, or stop it first") from None
+        yield
+
+
+def tell_arms(diff: Diff) -> None:
+    """Print which arms there are, and which are left out for want of what."""
+    plan = diff.plan
+    console.print(f"[bold]Diff {escape(diff.name)}[/]: {len(plan['arms'])} arms, traits: {', '.join(plan['traits'])}")
+    for arm, title in plan["arms"].items():
+        console.print(f"  {arm:<18} {escape(title)}")
+    if plan["left_out"]:
+        missing = ", ".join(f"{arm} ({what})" for arm, what in plan["left_out"].items())
+        console.print(f"Left out, since what they need is not given: {escape(missing)}")
+
+
+def next_on_slurm(sweep: Sweep) -> None:
+    """In a driver job, when all jobs of a round have ended: look, and submit the next round.
+
+    Where the round is not whole, steps failed: what is known is written, and the next call of the command runs them again.
+    """
+    from launch.slurm import ZERO_STAGE, submit_next
+
+    diff = load_diff(sweep.runs, sweep.name)
+    with locked(diff):
+        rounds = diff.state["rounds"]
+        if rounds and not diff.has(rounds[-1]["arms"]):
+            diff.look()
+            return
+        go_on(diff, lambda plan: submit_next(plan, sweep.launcher), ZERO_STAGE)

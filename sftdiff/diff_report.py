@@ -1,0 +1,188 @@
+"""What a diff found, as diff.json, as a page and on the terminal. The page is self-contained; every text in it is escaped."""
+
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from sftdiff.diffing import levels, read_verdicts, schedule_of, training_seconds
+from sftdiff.hypotheses import as_data, load_decisions, next_arms, verdict
+from sftdiff.records import write_json
+from sftdiff.report_html import TEMPLATES, clean
+from sftdiff.report_plots import View, make_axis, make_mark, number
+from sftdiff.rounds import DIFFERENCE, OPEN, PAIR, saved, spent
+
+SIGNS = {"remains": "●", "gone": "○", "partial": "◐", OPEN: "?", "supported": "✓", "contradicted": "✗", "open": "?"}
+EDGE = (-0.5, 1.5)  # of the transfer axis
+SHOWN_NEXT = 5
+
+
+def write_result(folder: Path, plan: Mapping[str, Any], state: Mapping[str, Any], runs: Path) -> None:
+    """Write diff.json and diff.html of a diff: what the looks that were taken say."""
+    result = build_result(plan, state, runs, folder.name)
+    write_json(folder / "diff.json", result)
+    (folder / "diff.html").write_text(render(result), encoding="utf-8")
+
+
+def build_result(plan: Mapping[str, Any], state: Mapping[str, Any], runs: Path, name: str) -> dict[str, Any]:
+    """Return the result as one JSON-able dict."""
+    settings = plan["settings"]
+    trained: dict[str, set[int]] = {}
+    verdicts = {trait: read_verdicts(runs, state["cells"], trait) for trait in plan["traits"]}
+    for by_arm in verdicts.values():
+        for arm, by_seed in by_arm.items():
+            trained.setdefault(arm, set()).update(by_seed)
+    counts = {arm: len(trained.get(arm, ())) for arm in plan["arms"]}
+    seconds = training_seconds(runs, state["cells"])
+    return {
+        "schema": 1,
+        "name": name,
+        "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "command": plan["command"],
+        "settings": {k: settings[k] for k in ("seeds", "alpha", "gone", "remains", "budget", "difference_first", "decisions")},
+        "arms": {arm: {"title": title, "seeds": counts[arm]} for arm, title in plan["arms"].items()},
+        "left_out": plan["left_out"],
+        "rounds": state["rounds"],
+        "trainings": sum(counts.values()),
+        "saved": saved(counts, schedule_of(settings)),
+        "seconds_a_training": seconds,
+        "traits": {
+            trait: _trait(plan, trait, state["looks"].get(trait, {}), verdicts[trait], seconds) for trait in plan["traits"]
+        },
+    }
+
+
+def _trait(
+    plan: Mapping[str, Any], name: str, looks: Mapping[str, Any], verdicts: Mapping[str, Any], seconds: float | None
+) -> dict[str, Any]:
+    trait, settings = plan["traits"][name], plan["settings"]
+    taken = looks.get(DIFFERENCE) or [None]
+    arms = {
+        arm: own[-1] | {"looks": len(own), "spent": spent(own)} for arm, own in looks.items() if arm != DIFFERENCE and own
+    }
+    found: dict[str, Any] = {key: trait[key] for key in ("title", "unit", "kind", "smallest_effect")}
+    found |= {"difference": taken[-1], "looks_at_difference": len(looks.get(DIFFERENCE, []))}
+    found |= {"levels": levels(verdicts, trait, plan["resamples"]), "arms": arms}
+    decisions = load_decisions(settings["decisions"])
+    calls = {arm: own["call"] for arm, own in arms.items()}
+    found["verdict"] = as_data(decisions, verdict(decisions, calls))
+    open_arms = [arm for arm in plan["arms"] if arm not in PAIR and calls.get(arm, OPEN) == OPEN]
+    costs = {arm: _trainings_to_next_look(arms.get(arm), settings["seeds"]) for arm in open_arms}
+    missing = {arm: float(settings["seeds"][0]) for arm in plan["left_out"]}
+    found["next"] = [
+        {"arm": s.arm, "bits": s.bits, "trainings": int(s.cost), "seconds": None if seconds is None else seconds * s.cost,
+         "needs": plan["left_out"].get(s.arm)}
+        for s in next_arms(decisions, calls, costs | missing)[:SHOWN_NEXT]
+    ]  # fmt: skip
+    return found | {"says": _says(found)}
+
+
+def _trainings_to_next_look(own: Mapping[str, Any] | None, seeds: Sequence[int]) -> float:
+    """Return what another look at an arm costs beside the pair: more seeds than planned where all looks were taken."""
+    if own is None:
+        return float(seeds[0])
+    return float(seeds[own["looks"]] - own["seeds"] if own["looks"] < len(seeds) else own["seeds"])
+
+
+def _says(found: Mapping[str, Any]) -> str:
+    """Return the finding in a sentence or two."""
+    difference = found["difference"]
+    call = difference["call"] if difference else None
+    if call is None:
+        return "Nothing was looked at yet."
+    if call == "same":
+        return "Original and alternative show the trait alike: there is nothing to diff."
+    if call == "lower":
+        return "The original shows less of the trait than the alternative: name them the other way round."
+    if call == OPEN:
+        return "Original and alternative are not seen to differ with these seeds: there is nothing to diff yet."
+    states: dict[str, list[str]] = {"supported": [], "contradicted": [], "open": []}
+    for label, own in found["verdict"].items():
+        states[own["state"]].append(label)
+    parts = [f"{state}: {', '.join(labels)}" for state, labels in states.items() if labels]
+    return f"The original shows more of the trait than the alternative. Hypotheses {'; '.join(parts)}."
+
+
+def render(result: Mapping[str, Any]) -> str:
+    """Return the page of a result."""
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    result = clean(result)
+    environment.filters.update(level=_level_text, interval=_interval_text, decimal=_decimal)
+    plots = {trait: _plot(result, own) for trait, own in result["traits"].items()}
+    return environment.get_template("diff.html.j2").render(r=result, plots=plots, signs=SIGNS)
+
+
+def _plot(result: Mapping[str, Any], trait: Mapping[str, Any]) -> View:
+    """Return the transfers of a trait's arms on one axis, 0 the alternative and 1 the original."""
+    axis = make_axis(*EDGE, lambda value: f"{value:g}")
+    rows = []
+    for arm, own in trait["arms"].items():
+        shown = {key: number(own.get(key)) for key in ("value", "low", "high")}
+        for key, edge in zip(("low", "high"), EDGE, strict=True):  # a limit that there is not lies beyond the axis
+            shown[key] = edge if shown[key] is None else shown[key]
+        rows.append({"arm": arm, "title": result["arms"][arm]["title"], "mark": make_mark(shown, axis), "look": own})
+    settings = result["settings"]
+    return {"axis": axis, "rows": rows, "gone": axis.at(settings["gone"]), "remains": axis.at(settings["remains"])}
+
+
+def _decimal(value: object) -> str:
+    found = number(value)
+    return "–" if found is None else f"{found:.2f}".replace("-", "−")
+
+
+def _interval_text(look: Mapping[str, Any]) -> str:
+    """Return a transfer with its limits; a limit that there is not is written as no end."""
+    if number(look.get("value")) is None:
+        return "–"
+    low, high = (end if number(look[key]) is None else _decimal(look[key]) for key, end in (("low", "−∞"), ("high", "∞")))
+    return f"{_decimal(look['value'])} [{low}, {high}]"
+
+
+def _level_text(level: Mapping[str, Any] | None, kind: str) -> str:
+    if level is None:
+        return "–"
+    scale, digits, unit = (100, 0, " %") if kind == "share" else (1, 2, "")
+    numbers = [f"{level[k] * scale:.{digits}f}" for k in ("value", "low", "high")]
+    return f"{numbers[0]}{unit} [{numbers[1]}, {numbers[2]}]"
+
+
+def print_result(console: Console, result: Mapping[str, Any]) -> None:
+    """Print levels, transfers, calls and the verdict of each trait."""
+    for trait in result["traits"].values():
+        table = Table(title=f"{trait['title']} ({trait['unit']})", title_justify="left")
+        for heading in ("arm", "seeds", "level \\[95 % interval]", "transfer", "call"):
+            table.add_column(heading, overflow="fold")
+        for arm, own in result["arms"].items():
+            look = trait["arms"].get(arm)
+            call = look["call"] if look else "-"
+            level = escape(_level_text(trait["levels"].get(arm), trait["kind"]))
+            table.add_row(escape(arm), str(own["seeds"]), level, escape(_interval_text(look)) if look else "-", call)
+        console.print(table)
+        _print_verdict(console, trait)
+    count, kept = result["trainings"], result["saved"]
+    console.print(f"{count} trainings; {kept} fewer than {result['settings']['seeds'][-1]} seeds of every arm would have taken.")
+
+
+def _print_verdict(console: Console, trait: Mapping[str, Any]) -> None:
+    difference = trait["difference"]
+    if difference and difference["call"] == "higher":
+        table = Table(title="Hypotheses", title_justify="left")
+        for heading in ("", "hypothesis", "state", "because"):
+            table.add_column(heading, overflow="fold")
+        for label, own in trait["verdict"].items():
+            said = [*own["against"], *own["for"]] if own["state"] == "contradicted" else [*own["for"], *own["against"]]
+            because = "; ".join(f"{entry['arm']} {entry['call']}" for entry in said if entry["decisive"])
+            table.add_row(label, escape(own["name"]), f"{SIGNS[own['state']]} {own['state']}", escape(because))
+        console.print(table)
+        for s in trait["next"][:1]:
+            needs = f" (needs {s['needs']})" if s["needs"] else ""
+            cost = f"{s['bits']:.2f} bits for {s['trainings']} trainings"
+            console.print(escape(f"What would tell most next: {s['arm']}{needs}, {cost}."))
+    console.print(f"[bold]{escape(trait['says'])}[/]")

@@ -1,0 +1,86 @@
+"""Rounds of a diff: which arms get which seeds next, and which looks can be taken."""
+
+from typing import Any
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sftdiff.rounds import DIFFERENCE, PAIR, Schedule, due, next_round, saved, spent
+
+ARMS = ("swap", "drop")
+SCHEDULE = Schedule(ARMS, (2, 4))
+
+
+def look(call: str, seeds: int = 2) -> dict[str, Any]:
+    return {"call": call, "seeds": seeds, "alpha": 0.025}
+
+
+def test_the_pair_comes_first_and_the_arms_when_it_differs() -> None:
+    assert next_round({"t": {}}, {}, SCHEDULE) == {"original": 2, "alternative": 2}
+    trained = {"original": 2, "alternative": 2}
+    assert due({}, trained, SCHEDULE) == {DIFFERENCE: 2}
+    higher = {"t": {DIFFERENCE: [look("higher")]}}
+    assert next_round(higher, trained, SCHEDULE) == {"original": 2, "alternative": 2, "swap": 2, "drop": 2}
+    assert next_round({"t": {DIFFERENCE: [look("same")]}}, trained, SCHEDULE) == {}
+    assert next_round({"t": {DIFFERENCE: [look("lower")]}}, trained, SCHEDULE) == {}
+    unresolved = {"t": {DIFFERENCE: [look("unresolved")]}}
+    assert next_round(unresolved, trained, SCHEDULE) == {"original": 4, "alternative": 4}
+    twice = {"t": {DIFFERENCE: [look("unresolved"), look("unresolved", 4)]}}
+    assert next_round(twice, {"original": 4, "alternative": 4}, SCHEDULE) == {}
+
+
+def test_without_the_wait_everything_is_trained_at_once() -> None:
+    at_once = Schedule(ARMS, (2, 4), difference_first=False)
+    assert next_round({"t": {}}, {}, at_once) == {"original": 2, "alternative": 2, "swap": 2, "drop": 2}
+    same = {"t": {DIFFERENCE: [look("same")], "swap": [look("unresolved")], "drop": [look("gone")]}}
+    assert next_round(same, dict.fromkeys((*PAIR, *ARMS), 2), at_once) == {"original": 4, "alternative": 4, "swap": 4}
+
+
+def test_only_unresolved_arms_get_more_seeds_and_the_pair_goes_with_them() -> None:
+    looks = {"t": {DIFFERENCE: [look("higher")], "swap": [look("unresolved")], "drop": [look("gone")]}}
+    trained = dict.fromkeys((*PAIR, *ARMS), 2)
+    assert next_round(looks, trained, SCHEDULE) == {"original": 4, "alternative": 4, "swap": 4}
+    assert due(looks["t"], trained, SCHEDULE) == {}
+    grown = trained | {"original": 4, "alternative": 4, "swap": 4}
+    assert due(looks["t"], grown, SCHEDULE) == {"swap": 4}
+    looks["t"]["swap"].append(look("partial", 4))
+    assert next_round(looks, grown, SCHEDULE) == {}
+    assert spent(looks["t"]["swap"]) == 0.05 and spent(looks["t"]["drop"]) == 0.025
+    assert saved(grown, SCHEDULE) == 2  # drop has 2 of 4
+
+
+def test_a_second_trait_opens_an_arm_again() -> None:
+    done = {DIFFERENCE: [look("higher")], "swap": [look("remains")], "drop": [look("gone")]}
+    looks = {"a": done, "b": {DIFFERENCE: [look("higher")], "swap": [look("gone")], "drop": [look("unresolved")]}}
+    assert next_round(looks, dict.fromkeys((*PAIR, *ARMS), 2), SCHEDULE) == {"original": 4, "alternative": 4, "drop": 4}
+
+
+def test_a_budget_takes_the_first_arms_that_it_has_room_for() -> None:
+    higher, trained = {"t": {DIFFERENCE: [look("higher")]}}, {"original": 2, "alternative": 2}
+    assert next_round(higher, trained, Schedule(ARMS, (2, 4), budget=6)) == {"original": 2, "alternative": 2, "swap": 2}
+    assert next_round(higher, trained, Schedule(ARMS, (2, 4), budget=5)) == {}
+
+
+calls = st.sampled_from(["remains", "gone", "partial", "unresolved"])
+
+
+@given(st.data(), st.integers(0, 40))
+def test_rounds_end_within_the_budget(data: st.DataObject, budget: int) -> None:
+    schedule = Schedule(("a", "b", "c"), (1, 2, 5), budget=budget, difference_first=data.draw(st.booleans()))
+    looks: dict[str, dict[str, list[dict[str, Any]]]] = {"t": {}}
+    trained: dict[str, int] = {}
+    for _ in range(20):
+        wanted = next_round(looks, trained, schedule)
+        if not wanted:
+            break
+        assert any(count > trained.get(arm, 0) for arm, count in wanted.items())
+        trained |= {arm: max(count, trained.get(arm, 0)) for arm, count in wanted.items()}
+        assert sum(trained.values()) <= budget
+        ready = due(looks["t"], trained, schedule)
+        assert ready
+        for name, seeds in ready.items():
+            call = data.draw(st.sampled_from(["higher", "same", "unresolved"]) if name == DIFFERENCE else calls)
+            looks["t"].setdefault(name, []).append(look(call, seeds))
+    else:
+        raise AssertionError("it never ends")
+    assert all(len(taken) <= 3 for taken in looks["t"].values())
