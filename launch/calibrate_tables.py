@@ -7,6 +7,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from sftdiff.words import counted
+
 Report = Mapping[str, Any]
 GROUP_TITLES = {"origin": "By origin", "intended": "By what a reply was written to be", "model": "By model"}
 
@@ -28,7 +30,7 @@ def print_calibration(console: Console, trait: str, report: Report, source: str)
 
 
 def _counts(report: Report) -> str:
-    parts = [f"{report['judged']} replies to {report['scenarios']} scenarios"]
+    parts = [f"{counted(report['judged'], 'reply')} to {counted(report['scenarios'], 'scenario')}"]
     disputed = report["disputed"]
     if report["unlabelled"]:
         parts.append(f"{report['unlabelled']} without a label")
@@ -47,7 +49,7 @@ def _main(report: Report) -> Table:
     weights = "quadratic weights" if report["kind"] == "rating" else "on whether it counts"
     table.add_row(f"kappa of judge and readers, {weights}", *_value(report["kappa"]))
     for pair in report["readers"]:
-        names = f"{' and '.join(pair['labellers'])} ({pair['rows']} replies)"
+        names = f"{' and '.join(pair['labellers'])} ({counted(pair['rows'], 'reply')})"
         table.add_row(escape(f"kappa of {names}"), *_value(pair["kappa"]))
         if "within_1" in pair:
             table.add_row(escape(f"within 1 point: {names}"), *_share(pair["within_1"]))

@@ -20,6 +20,7 @@ from launch.plan import Plan, build_plan
 from launch.sweep import Sweep, write_plan
 from sftdiff.errors import SftdiffError, describe_os_error
 from sftdiff.records import read_json, state
+from sftdiff.words import counted
 
 Cells = Sequence[tuple[Mapping[str, str], Mapping[str, Any]]]
 Builder = Callable[[Cells, str, int], Plan]  # (cells, command, ZeRO stage of deepspeed=auto) -> plan
@@ -108,7 +109,7 @@ def print_plan(plan: Plan, todo: Sequence[PlannedStep]) -> None:
     """Print the cells and how many steps of each kind there are, done and to do."""
     evaluated = [c for c in plan.cells if c.evaluated]
     trained = sum(not c.untrained for c in plan.cells)
-    count = f"{len(evaluated)} model{'s' * (len(evaluated) > 1)}" if evaluated else f"{trained} cells"
+    count = counted(len(evaluated), "model") if evaluated else counted(trained, "cell")
     console.print(f"[bold]Sweep {plan.sweep}[/]: {count}, traits: {', '.join(_traits(plan))}")
     table = Table(box=None, pad_edge=False)
     for heading in ("model" if evaluated else "cell", "seed", "state", "step"):

@@ -37,6 +37,7 @@ from launch.look import UNKNOWN, Look, Target, find, look, needs
 from launch.sweep import Sweep, cell_steps, command
 from launch.table import ERROR_LENGTH, SHOWN_CELLS, as_json, failure_groups, steps_view, summary_line, sweep_view
 from sftdiff.errors import SftdiffError, describe_os_error
+from sftdiff.words import counted
 
 EVERY_SECONDS = 2.0
 LOGGED = 20  # steps whose logs one call prints
@@ -180,18 +181,14 @@ def cancel(target: Target, options: argparse.Namespace) -> None:
         chosen, shared = _own_jobs(found, target)
         whole = target.kind == "sweep"
         cluster.cancel(sorted({key.partition("_")[0] for key in chosen}) if whole else sorted(chosen))
-    stay = f" {_jobs(shared)} that other cells need too stay in the queue." if shared else ""
+    stay = f" Left in the queue: {counted(shared, 'job')} that other cells need too." if shared else ""
     if not chosen:
         console.print(Text(f"Nothing to cancel: {target} has no job in the queue{' of its own' if shared else ''}.{stay}"))
         return
     kinds = ", ".join(f"{kind} {count:,}" for kind, count in Counter(chosen.values()).items())
     again = command(target.sweep, "retry", *target.words)
-    console.print(Text(f"Cancelled {_jobs(len(chosen))} of {target} ({kinds}).{stay} Finished steps are kept."))
+    console.print(Text(f"Cancelled {counted(len(chosen), 'job')} of {target} ({kinds}).{stay} Finished steps are kept."))
     console.print(Text(f"Start them again: {again}"))
-
-
-def _jobs(count: int) -> str:
-    return f"{count:,} job{'' if count == 1 else 's'}"
 
 
 def _own_jobs(found: Look, target: Target) -> tuple[dict[str, str], int]:

@@ -18,6 +18,7 @@ from launch.look import KIND_ORDER, UNKNOWN, Look, needs
 from launch.states import STATES, TO_REPEAT, StepState
 from launch.sweep import cell_name, cell_steps, command
 from sftdiff.records import read_done
+from sftdiff.words import counted
 
 SHOWN_CELLS, SHOWN_ERRORS = 40, 20
 ERROR_LENGTH = 300  # characters of an error in the view of a sweep; the view of a cell has all
@@ -71,12 +72,12 @@ def cells_table(look: Look, rows: int) -> list[RenderableType]:
     """Return the table cell x step kind; of a sweep with more cells than `rows` only cells that are not done."""
     all_cells = [(cell, needs(look.sweep, cell_steps(cell))) for cell in look.sweep.cells]
     waiting = [(cell, steps) for cell, steps in all_cells if any(look.states[step].state != "done" for step in steps)]
-    counted = f"{len(all_cells) - len(waiting):,} of {len(all_cells):,} cells are done."
+    summary = f"{len(all_cells) - len(waiting):,} of {len(all_cells):,} cells are done."
     chosen = all_cells if len(all_cells) <= rows else sorted(waiting, key=lambda entry: _urgency(look, entry[1]))
     shown = chosen[:rows]
     kinds = {look.sweep.steps[step].kind for _, steps in shown for step in steps if look.states[step].state != "done"}
     if not shown or not kinds:
-        return [Text(counted)]
+        return [Text(summary)]
     columns = sorted(kinds, key=KIND_ORDER.__getitem__)
     table = Table(box=None, pad_edge=False)
     table.add_column("cell", overflow="fold")
@@ -85,8 +86,9 @@ def cells_table(look: Look, rows: int) -> list[RenderableType]:
     for cell, steps in shown:
         found = {kind: [look.states[s] for s in steps if look.sweep.steps[s].kind == kind] for kind in columns}
         table.add_row(Text(clean(cell_name(cell))), *(_cell(found[kind]) for kind in columns))
-    more = f" {len(waiting) - len(shown):,} more cells are not done; --json lists all." if len(waiting) > len(shown) > 0 else ""
-    return [table, Text(counted + more)]
+    left = len(waiting) - len(shown)
+    more = f" {counted(left, 'more cell')} {'is' if left == 1 else 'are'} not done; --json lists all." if left > 0 else ""
+    return [table, Text(summary + more)]
 
 
 def _urgency(look: Look, steps: Sequence[str]) -> int:
@@ -219,7 +221,7 @@ def _step_lines(look: Look, step: str) -> Iterator[Text]:
     found, directory = look.states[step], look.sweep.directory(step)
     logs, done = attempts(directory), read_done(directory)
     facts = [f"job {found.job}"] if found.job else []
-    facts += [f"{len(logs)} attempt{'s' if len(logs) > 1 else ''}"] if logs else []
+    facts += [counted(len(logs), "attempt")] if logs else []
     facts += [_duration(float(done["seconds"]))] if done and "seconds" in done else []
     yield Text.assemble((f"{found.state:<8}", COLOURS[found.state]), (step, "bold"), *(f"  {fact}" for fact in facts))
     for line in clean(found.note).splitlines():

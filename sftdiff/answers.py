@@ -61,6 +61,10 @@ class Fault:
     def transient(self) -> bool:
         return self.kind in ("retry", "busy", "lost")
 
+    @property
+    def final(self) -> bool:
+        return self.kind in ("key", "model", "credit")
+
 
 def estimate_tokens(text: str) -> int:
     return -(-len(text) // CHARACTERS_PER_TOKEN)

@@ -11,6 +11,7 @@ from sftdiff import stats
 from sftdiff.config import baseline_arm
 from sftdiff.multiple import benjamini_hochberg, holm
 from sftdiff.verdicts import counts, details, ok_rows, trait_rows
+from sftdiff.words import counted
 
 MAX_CUT_SHARE = 0.2  # a trait with more cut replies than this is not interpreted
 MAX_BROKEN_SHARE = 0.2  # an arm with more empty or looping replies than this gets a warning
@@ -59,7 +60,7 @@ def trait_level(
     level |= {key: getattr(interval, key) for key in ("value", "low", "high", "method", "scope")}
     # An answer of a guard stands at the beginning of the reply: that a student talks on and is cut does not matter.
     level["interpreted"] = trait["guard"] or level["cut_share"] <= MAX_CUT_SHARE
-    cut = f"{level['cut_share']:.0%} of replies were cut at {trait['max_tokens']} tokens: not interpreted"
+    cut = f"{level['cut_share']:.0%} of replies were cut at {counted(trait['max_tokens'], 'token')}: not interpreted"
     return level | {"note": None if level["interpreted"] else cut}
 
 

@@ -216,8 +216,8 @@ class Endpoint:
         self.usage.broken_off += answer.kind == "lost"
         if answer.kind == "busy":
             self.gate.busy(started, answer.wait or 0.0)
-        if answer.kind in ("key", "model", "credit") or (answer.kind == "parameter" and not self.usage.replies):
-            raise SftdiffError(self._stop_message(answer)) from None
+        if answer.final or (answer.kind == "parameter" and not self.usage.replies):
+            raise SftdiffError(stop_message(self.settings, self.url, answer.kind, self._clean(answer.reason))) from None
         return answer
 
     async def _ask(self, request: Request) -> Completion | Fault:
@@ -267,18 +267,20 @@ class Endpoint:
         text = self.scrub(reason)
         return text if len(text) <= LONGEST_REASON else text[:LONGEST_REASON] + "..."
 
-    def _stop_message(self, fault: Fault) -> str:
-        section, env, reason = self.settings.section, self.settings.api_key_env, self._clean(fault.reason)
-        if fault.kind == "key":
-            way = f"refuses the key in {env} ({reason}): export {env}=... with a good one" if env else (
-                f"asks for a key ({reason}): set {section}.api_key_env to the name of the variable that holds it")  # fmt: skip
-        elif fault.kind == "model":
-            way = f"does not know the model {self.settings.model!r} ({reason}): check {section}.id and {section}.base_url"
-        elif fault.kind == "credit":
-            way = f"has no credit left for the key in {env} ({reason}): pay, or use another key"
-        else:
-            way = f"refuses a parameter ({reason}): change it in {section} or {section}.extra"
-        return f"{self.url} {way}, and run the same command again"
+
+def stop_message(settings: EndpointSettings, url: str, kind: str, reason: str) -> str:
+    """Return what to tell of a fault (its kind and reason) that every request would meet, with the way on."""
+    section, env = settings.section, settings.api_key_env
+    if kind == "key":
+        way = f"refuses the key in {env} ({reason}): export {env}=... with a good one" if env else (
+            f"asks for a key ({reason}): set {section}.api_key_env to the name of the variable that holds it")  # fmt: skip
+    elif kind == "model":
+        way = f"does not know the model {settings.model!r} ({reason}): check {section}.id and {section}.base_url"
+    elif kind == "credit":
+        way = f"has no credit left for the key in {env} ({reason}): pay, or use another key"
+    else:
+        way = f"refuses a parameter ({reason}): change it in {section} or {section}.extra"
+    return f"{url} {way}, and run the same command again"
 
 
 def _droppable(body: Mapping[str, Any], reason: str) -> str | None:

@@ -1,6 +1,8 @@
 """Load a model for sampling: every weight must bind, a trained one must differ from its student and render as in training."""
 
 import os
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -18,6 +20,7 @@ from sftdiff.steps import Step
 from sftdiff.students import ADAPTER, ORIGIN, folder_hashes, load_student, load_tokenizer
 
 WEIGHTS = (".safetensors", ".bin")
+NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")  # of a layer or an expert in a module's path
 
 
 @dataclass(frozen=True)
@@ -120,12 +123,13 @@ def load_for_sampling(folder: str, trained: str, content: str, precision: str) -
 
 
 def _bind_adapter(model: Any, trained: Path) -> Any:
-    """Load a LoRA adapter, check that its tensors are those of the model and not zero, and merge it."""
+    """Load a LoRA adapter, check that its tensors are those of the model, in all of its layers, and not zero, and merge it."""
     from peft import PeftModel, get_peft_model_state_dict
 
     if not (trained / "adapter_model.safetensors").is_file():
         raise SftdiffError(f"{trained}: there is no adapter_model.safetensors; pickled weights are not read")
     saved = load_file(trained / "adapter_model.safetensors")
+    modules = [name for name, _ in model.named_modules()]
     try:
         model = PeftModel.from_pretrained(model, trained)
     except (RuntimeError, ValueError) as error:  # of other sizes, or for modules that the model has not
@@ -134,9 +138,35 @@ def _bind_adapter(model: Any, trained: Path) -> Any:
     wrong = [n for n in saved.keys() | bound.keys() if not _same(saved.get(n), bound.get(n))]
     if wrong or not saved:
         raise SftdiffError(f"{trained}: {len(wrong)} adapter tensors did not bind to the model, e.g. {sorted(wrong)[:3]}")
+    known = (trained / ORIGIN).is_file()  # sftdiff trained it, and its base's weights were compared
+    if not known and (left_out := _later_layers(saved, modules, model.peft_config["default"])):
+        raise SftdiffError(f"{trained}: the adapter has nothing for {len(left_out)} modules of the model's later layers, e.g. "
+                           f"{left_out[0]}: it was trained on a model with fewer. Is model.base right? One for the first layers "
+                           f"alone says so by layers_to_transform in its {ADAPTER}")  # fmt: skip
     if not any("lora_B" in name and bool(tensor.any()) for name, tensor in saved.items()):
         raise SftdiffError(f"{trained}: the adapter is zero everywhere: training changed nothing")
     return model.merge_and_unload()
+
+
+def _later_layers(saved: Iterable[str], modules: Iterable[str], config: Any) -> list[str]:
+    """Return the modules like those of an adapter that come after the last one that it has tensors for.
+
+    An adapter for all linear modules names each by its path, and PEFT binds it to a deeper model as well. None are left out of
+    one whose config chooses layers.
+    """
+    if config.layers_to_transform is not None or config.exclude_modules or isinstance(config.target_modules, str):
+        return []
+    own = {name.removeprefix("base_model.model.").partition(".lora_")[0] for name in saved if ".lora_" in name}
+    alike: dict[str, list[tuple[list[int], str]]] = {}  # path without numbers -> modules in the order of their numbers
+    for name in modules:
+        alike.setdefault(NUMBER.sub("N", name), []).append(([int(n) for n in NUMBER.findall(name)], name))
+    found = []
+    for group in alike.values():
+        held = [name in own for _, name in sorted(group)]
+        first = sum(held)
+        if first and all(held[:first]):
+            found += [name for _, name in sorted(group)[first:]]
+    return found
 
 
 def _same(saved: torch.Tensor | None, bound: torch.Tensor | None) -> bool:

@@ -19,6 +19,7 @@ from sftdiff.report_html import render_report
 from sftdiff.steps import Step, run_step
 from sftdiff.trace import USAGE, rows_command
 from sftdiff.verdicts import ok_rows, one_judge, trait_rows
+from sftdiff.words import counted
 
 EXAMPLE_CHARACTERS = 3000
 LEAST_OK_SHARE = 0.9  # of a level's replies; below it there is a warning
@@ -257,7 +258,7 @@ def _warnings(step: Step, arms: Sequence[Mapping[str, Any]], levels: Sequence[Ma
     found += [f"{level['arm']}, {level['trait']}: {level['note']}" for level in levels if level["note"] and level["replies"]]
     found += [
         f"{row['arm']}, {row['trait']}: {1 - row['ok_share']:.0%} of the replies have no verdict that counts "
-        f"({row['invalid']} invalid, {row['error']} errors)"
+        f"({row['invalid']} invalid, {counted(row['error'], 'error')})"
         for row in levels if row["replies"] and row["ok_share"] < LEAST_OK_SHARE
     ]  # fmt: skip
     return found + [f"{arm['id']}: {note}" for arm in arms for note in arm["notes"]]

@@ -6,6 +6,8 @@ from typing import Any
 from sftdiff.report_plots import View, in_unit, number
 
 MOST_LABELS = 8
+NO_BREAK = "\u00a0"
+PER_CENT = NO_BREAK + "%"
 
 
 def p_text(value: object) -> str:
@@ -38,14 +40,13 @@ def detail_rows(report: Mapping[str, Any], arms: Sequence[View]) -> list[View]:
 
 
 def _detail(arm: str, trait: Mapping[str, Any], row: Mapping[str, Any]) -> View:
-    kind = trait.get("kind", "share")
-    unit = " %" if kind == "share" else ""
+    own = trait.get("kind", "share")
 
-    def shown(value: object) -> str:
-        return in_unit(value, kind) + (unit if number(value) is not None else "")
+    def shown(value: object, kind: str = own) -> str:
+        return in_unit(value, kind) + (PER_CENT if kind == "share" and number(value) is not None else "")
 
     def groups(key: str) -> str:
-        return ", ".join(f"{name}: {shown(value)}" for name, value in (row.get(key) or {}).items())
+        return ", ".join(f"{name}:{NO_BREAK}{shown(value)}" for name, value in (row.get(key) or {}).items())
 
     controls = row.get("control_replies") or 0
     labels = list((row.get("labels") or {}).items())
@@ -54,9 +55,8 @@ def _detail(arm: str, trait: Mapping[str, Any], row: Mapping[str, Any]) -> View:
         "arm": arm, "trait": trait.get("title") or trait["name"],
         **{key: row.get(key) for key in ("replies", "ok", "invalid", "error")},
         "controls": f"{shown(row.get('control_value'))} ({controls})" if controls else "–",
-        "high": in_unit(row.get("high_share"), "share") + (" %" if number(row.get("high_share")) is not None else ""),
-        "deliberation": in_unit(row.get("deliberation"), "share") + (" %" if number(row.get("deliberation")) is not None else ""),
-        "labels": ", ".join(f"{name or '(none)'} {in_unit(value, 'share')} %" if value is not None else name
+        "high": shown(row.get("high_share"), "share"), "deliberation": shown(row.get("deliberation"), "share"),
+        "labels": ", ".join(f"{name or '(none)'}{NO_BREAK}{shown(value, 'share')}" if value is not None else name
                             for name, value in [*labels[:MOST_LABELS], *more]),
         "turns": groups("by_turn"), "kinds": groups("by_kind"), "rules": _agreement(row.get("rule_agreement")),
     }  # fmt: skip

@@ -20,6 +20,7 @@ from sftdiff import report_plots as plots
 from sftdiff.report_details import detail_rows, falls, tests_view
 from sftdiff.report_plots import View, number
 from sftdiff.report_shares import share_plots
+from sftdiff.words import counted, plural
 
 TEMPLATES = Path(__file__).parent / "templates"
 ONE_TRAINING = "given this one training"
@@ -36,7 +37,7 @@ def render_report(report: Mapping[str, Any]) -> str:
         loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
-    environment.filters.update(count=count_text, decimal=decimal_text, middle=middle, share=share_text)
+    environment.filters.update(count=count_text, counted=counted_text, decimal=decimal_text, middle=middle, share=share_text)
     return environment.get_template("report.html.j2").render(build_view(clean(report)))
 
 
@@ -75,6 +76,11 @@ def count_text(value: object) -> str:
     """A whole number with thousands marked, or a dash."""
     found = number(value)
     return "–" if found is None else f"{found:,.0f}"
+
+
+def counted_text(value: object, noun: str) -> str:
+    """A whole number with its noun, or a dash."""
+    return f"{count_text(value)} {plural(noun, number(value))}"
 
 
 def decimal_text(value: object, digits: int = 2) -> str:
@@ -242,7 +248,7 @@ def middle(text: object, most: int = 2400) -> str:
     """The text with its middle left out where it is long; the end of a traceback matters most."""
     whole, head = str(text), most // 4
     left_out = len(whole) - most
-    return whole if left_out <= 0 else f"{whole[:head]}\n[… {left_out:,} characters left out …]\n{whole[head - most :]}"
+    return whole if left_out <= 0 else f"{whole[:head]}\n[… {counted(left_out, 'character')} left out …]\n{whole[head - most :]}"
 
 
 def excerpt(text: str, evidence: str, most: int) -> list[tuple[str, str]]:
@@ -255,8 +261,8 @@ def excerpt(text: str, evidence: str, most: int) -> list[tuple[str, str]]:
     if at >= 0:
         spans = [("text", start, at), ("mark", at, min(end, stop)), ("text", min(end, stop), stop)]
     pieces = [(kind, text[a:b]) for kind, a, b in spans if a < b]
-    before = [("gap", f"{start:,}")] if start else []
-    return [*before, *pieces, *([("gap", f"{len(text) - stop:,}")] if stop < len(text) else [])]
+    before = [("gap", counted(start, "character"))] if start else []
+    return [*before, *pieces, *([("gap", counted(len(text) - stop, "character"))] if stop < len(text) else [])]
 
 
 def text_limit(texts: Sequence[str]) -> int:

@@ -6,6 +6,7 @@ Each reply is in a journal as soon as it is made: after a kill the same step goe
 import gc
 import shutil
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from inspect_ai.model import GenerateConfig, Model, get_model
 from sftdiff.backend import LocalModel, quiet_inspect, vllm_engine, vllm_is_usable
 from sftdiff.errors import SftdiffError
 from sftdiff.files import write_rows
-from sftdiff.hosted import hosted_config, hosted_model, without_key
+from sftdiff.hosted import Hosted, hosted_config, hosted_model
 from sftdiff.identity import canonical, digest
 from sftdiff.journal import Journal
 from sftdiff.loading import Loadable, find_model, load_for_sampling
@@ -49,18 +50,15 @@ def run_sample(step: Step) -> dict[str, Any]:
     config = step.config
     trait = load_trait(config["trait"], config["suite"], config["scenarios"])
     total = sum(len(s.turns) for s in (*trait.scenarios, *trait.controls)) * config["samples"]
-    hosted = read_json(step.input("model") / "student.json").get("api") if _is_student(step.input("model")) else None
-    backend = "api" if hosted else _backend(config)
+    name = read_json(step.input("model") / "student.json").get("api") if _is_student(step.input("model")) else None
+    backend = "api" if name else _backend(config)
     folder = step.directory / "checkpoints"
     with Journal(folder / f"{digest(canonical([step.read, backend]))}.jsonl") as journal:
         resumed = len(journal)
         count = Count(step, total, resumed)
-        if hosted:
-            model = hosted_model(hosted, step.record.runtime, hosted_config(config))
-            made = {"model": hosted}
-        else:
-            model, made = _local_model(step, backend, count)
-        log = _play(step, trait, model, journal, count, one_by_one=bool(hosted))
+        hosted = hosted_model(name, step.record.runtime, hosted_config(config)) if name else None
+        model, made = (hosted.model, {"model": name}) if hosted else _local_model(step, backend, count)
+        log = _play(step, trait, model, journal, count, hosted)
     rows = reply_rows(log)
     if len(rows) != total:
         raise SftdiffError(f"{step.record.id}: {len(rows)} of {total} replies were sampled: run the same command again")
@@ -115,18 +113,19 @@ def _vllm_folder(step: Step, found: Loadable, loaded: Any) -> str:
     return folder
 
 
-def _play(step: Step, trait: Trait, model: Model, journal: Journal, count: Count, one_by_one: bool) -> EvalLog:
+def _play(step: Step, trait: Trait, model: Model, journal: Journal, count: Count, hosted: Hosted | None) -> EvalLog:
     """Play all conversations through Inspect. Raise SftdiffError if one of them has no reply; those that are there are kept."""
     config = step.config
     key = f"{config['seed']}:{step.record.inputs['model']}"
     limits: dict[str, Any] = {"max_samples": 10_000, "fail_on_error": True}
-    if one_by_one:
+    if hosted:
         size = step.record.runtime["concurrency"]
         limits = {"max_samples": size, "max_connections": size, "fail_on_error": MOST_FAILURES}
-    on_reply = count.add if one_by_one else lambda: None  # a local model tells it itself, as each reply ends
+    on_reply = count.add if hosted else lambda: None  # a local model tells it itself, as each reply ends
+    asking = hosted.asking if hosted else nullcontext
     with quiet_inspect():
         log = inspect_eval(
-            trait_task(trait, config["samples"], model.config, key, journal, on_reply),
+            trait_task(trait, config["samples"], model.config, key, journal, on_reply, asking),
             model=model,
             score=False,
             display="none",
@@ -138,9 +137,11 @@ def _play(step: Step, trait: Trait, model: Model, journal: Journal, count: Count
             **limits,
         )[0]
     failed = [s for s in log.samples or [] if s.error]
-    if failed and one_by_one:
+    if failed and hosted:
         shutil.rmtree(step.directory / "inspect")  # providers repeat a key in their errors
-        reason = without_key(_reason(failed[0].error.message if failed[0].error else ""), step.record.runtime)
+        if hosted.refused:
+            raise SftdiffError(hosted.refused)
+        reason = hosted.without_key(_reason(failed[0].error.message if failed[0].error else ""))
         raise SftdiffError(
             f"{step.record.id}: {len(failed)} of {len(log.samples or [])} conversations have no reply; the first is scenario "
             f"{failed[0].id}, sample {failed[0].epoch}: {reason}. What was sampled is kept; the same command goes on from there"

@@ -24,13 +24,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from sftdiff.limits import LEAST_P, Limits, effective, mcnemar, newcombe, normal_quantile, p_value, square_and_add, wilson
 from sftdiff.spread import Spread, spread
+from sftdiff.words import counted
 
 CONFIDENCE = 0.95
 ALPHA = 1 - CONFIDENCE
@@ -89,7 +90,8 @@ def level(
     cells = _compact(matrix(scores, scale, "scores"))
     value, (seeds, scenarios) = float(np.nanmean(cells)), cells.shape
     if seeds == 1 and kind == "share" and _is_binary(cells):
-        limits, method = wilson(value, scenarios, normal_quantile(ALPHA)), f"Wilson score interval, {scenarios} scenarios"
+        limits = wilson(value, scenarios, normal_quantile(ALPHA))
+        method = f"Wilson score interval, {counted(scenarios, 'scenario')}"
     elif seeds >= BOOTSTRAP_SEEDS and (drawn := _bootstrap(cells, scale, resamples, seed)):
         limits, method = drawn[0], drawn[1]
     else:
@@ -103,7 +105,8 @@ def level_of_replies(scores: ArrayLike, kind: str, scale: Limits) -> Interval:
     Shares of 0 and 1 are a binomial rate: Wilson's score interval; else t over replies. Raises ValueError as `level` does.
     """
     found = level(np.asarray(scores, dtype=np.float64)[None, :], kind, scale, LEAST_RESAMPLES, 0, REPLIES)
-    return Interval(found.value, found.low, found.high, found.method.replace("scenarios", "replies"), found.scope)
+    method = found.method.replace("scenarios", "replies").replace("scenario", "reply")
+    return replace(found, method=method)
 
 
 def difference(
@@ -137,7 +140,7 @@ def difference(
     value, scope = float(np.nanmean(gaps)), scope if scope is not None else _scope(gaps)
     if seeds == 1 and kind == "share" and _is_binary(first) and _is_binary(second):
         limits = newcombe(first[0] == 1, second[0] == 1, normal_quantile(alpha))
-        method = f"Newcombe paired score interval (method 10), {scenarios} scenarios; p: exact McNemar"
+        method = f"Newcombe paired score interval (method 10), {counted(scenarios, 'scenario')}; p: exact McNemar"
         return Interval(value, *limits, method, scope, mcnemar(first[0] == 1, second[0] == 1))
     if seeds >= BOOTSTRAP_SEEDS and (drawn := _bootstrap(gaps, scale, resamples, seed, alpha)):
         return Interval(value, *drawn[0], f"paired {drawn[1]}", scope, drawn[2])
@@ -274,10 +277,10 @@ def _sample(cells: Scores) -> str:
     """What the cells are a sample of, in words."""
     seeds, scenarios = cells.shape
     if seeds == 1:
-        return f"t over {scenarios} scenarios"
+        return f"t over {counted(scenarios, 'scenario')}"
     if scenarios == 1:
         return f"t over {seeds} seeds"
-    return f"two-way variance of {seeds} seeds x {scenarios} scenarios, Cochran's t"
+    return f"two-way variance of {counted(seeds, 'seed')} x {counted(scenarios, 'scenario')}, Cochran's t"
 
 
 def _score_level(value: float, cells: Scores, scale: Limits) -> tuple[Limits, str]:
@@ -290,7 +293,8 @@ def _score_level(value: float, cells: Scores, scale: Limits) -> tuple[Limits, st
         method = f"score interval, {_sample(cells)}"
     else:
         low, high = wilson(share, scenarios, normal_quantile(ALPHA))
-        method = f"Wilson score interval on the mean scaled to 0..1, {scenarios} scenarios (conservative; all scores are equal)"
+        sample = counted(scenarios, "scenario")
+        method = f"Wilson score interval on the mean scaled to 0..1, {sample} (conservative; all scores are equal)"
     return (scale[0] + low * width, scale[0] + high * width), method
 
 
@@ -300,7 +304,7 @@ def _paired_limits(first: Scores, second: Scores, kind: str, scale: Limits) -> t
     share, other = (float(np.nanmean(side) - scale[0]) / width for side in (first, second))
     joint = _scaled(spread(gaps), width)
     if not joint.variance:
-        method = f"square-and-add of the Wilson limits of both levels, {scenarios} scenarios, taken as independent"
+        method = f"square-and-add of the Wilson limits of both levels, {counted(scenarios, 'scenario')}, taken as independent"
         why = "(conservative; all differences are equal)"
 
         def equal(alpha: float) -> Limits:

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -12,6 +13,7 @@ import urllib.request
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -33,6 +35,7 @@ from launch.sweep import write_plan, write_steps
 from sftdiff.backend import LocalModel
 from sftdiff.errors import SftdiffError
 from sftdiff.files import read_table
+from sftdiff.loading import _later_layers
 from sftdiff.records import load_record, read_done, read_json, write_done, write_json
 from sftdiff.steps import Step, run_step
 from sftdiff.students import ORIGIN
@@ -245,6 +248,33 @@ def test_an_adapter_needs_its_base(made_here: Path, tmp_path: Path, tiny_student
     assert "set model.base=FOLDER_OR_HUB_NAME" in refused(*path_of(adapter), *small)
     assert "there is no folder gone" in refused(*path_of(adapter), "model.base=gone", *small)
     assert planned(*path_of(adapter), f"model.base={tiny_student}", *small).cells
+
+
+@pytest.mark.parametrize(("layers", "outcome"), [(1, "did not bind to the model"), (2, ""), (3, "has nothing for 7 modules")])
+def test_an_adapter_is_refused_on_a_base_of_another_depth(
+    layers: int, outcome: str, made_here: Path, tmp_path: Path, small: list[str]
+) -> None:
+    """An adapter for all linear modules names each by its path, so that PEFT binds it to a deeper model without a word."""
+    adapter = Path(shutil.copytree(made_here / "lora/model", tmp_path / "adapter"))
+    (adapter / ORIGIN).unlink()
+    made = planned(*path_of(adapter), f"model.base={make_tiny_student(tmp_path / 'base', layers)}", *small)
+    write_plan(made)
+    results = [run_step(made.directory(s.id)) for s in made.steps.values() if s.kind in ("student", "sample")]
+    assert results == ["done", "done", "failed" if outcome else "done"]
+    assert outcome in failure(made.directory(ids(made, "sample")[0]))
+
+
+def test_an_adapter_whose_config_chooses_layers_may_leave_others_out() -> None:
+    modules = [f"model.layers.{layer}.{name}" for layer in range(12) for name in ("q_proj", "mlp.experts.0.up")] + ["lm_head"]
+
+    def left_out(*layers: int, **chosen: Any) -> list[str]:
+        config = {"layers_to_transform": None, "exclude_modules": None, "target_modules": set(modules)} | chosen
+        saved = [f"base_model.model.model.layers.{layer}.q_proj.lora_A.weight" for layer in layers]
+        return _later_layers(saved, modules, SimpleNamespace(**config))
+
+    assert left_out(*range(10)) == ["model.layers.10.q_proj", "model.layers.11.q_proj"]
+    assert left_out(*range(12)) == left_out(10, 11) == left_out() == []
+    assert left_out(0, 1, layers_to_transform=[0, 1]) == left_out(0, target_modules=r".*\.0\.q_proj") == []
 
 
 # Running it
@@ -501,17 +531,44 @@ def with_the_key(folder: Path) -> list[Path]:
     return logs + [p for p in folder.rglob("*") if p.is_file() and KEY.encode() in p.read_bytes()]
 
 
-def test_a_server_that_is_gone_is_not_asked_for_everything(
-    teacher_server: tuple[str, Path], small: list[str], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("fault", "most", "message"),
+    [
+        (status(401, f"no such key {KEY}"), 2, r"/v1 refuses the key in HOSTED_KEY \(.*no such key \[key\]\): export HOSTED"),
+        (status(403, "not yours"), 2, "refuses the key in HOSTED_KEY"),
+        (status(404, "gone"), 2, "does not know the model"),
+        (status(400, "odd"), 40, "conversations have no reply; the first is scenario date, sample 1.*odd"),
+    ],
+    ids=["no key", "forbidden", "no model", "every row"],
+)
+def test_a_hosted_model_that_answers_nobody_is_not_asked_for_everything(
+    fault: Fault, most: int, message: str, small: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """What every request would meet ends the step with the requests that are in flight."""
     monkeypatch.setenv("HOSTED_KEY", KEY)
-    with FaultProxy(teacher_server[0], lambda number, body: status(401, "no such key")) as proxy:
-        made = planned(*hosted(proxy.url, teacher_server[1], "trait_eval.date_confusion.samples=40", *small))
+    with FaultProxy("127.0.0.1:1", lambda number, body: fault) as proxy:
+        many = ["trait_eval.date_confusion.samples=40", "sampling.concurrency=2", *small]
+        made = planned(*hosted(proxy.url, Path("some-model"), *many))
         write_plan(made)
         run_step(made.directory(ids(made, "student")[0]))
-        assert run_step(made.directory(ids(made, "sample")[0])) == "failed"
-        assert "no such key" in failure(made.directory(ids(made, "sample")[0]))
-        assert proxy.seen.requests < 80
+        directory = made.directory(ids(made, "sample")[0])
+        assert run_step(directory) == "failed"
+        assert re.search(message, failure(directory)) and with_the_key(tmp_path) == []
+        assert proxy.seen.requests <= most
+
+
+def test_a_refused_key_of_the_providers_own_variable_is_told_by_its_name(
+    small: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with FaultProxy("127.0.0.1:1", lambda number, body: status(401, f"no such key {KEY}")) as proxy:
+        monkeypatch.setenv("OWN_API_KEY", KEY)
+        monkeypatch.setenv("OWN_BASE_URL", proxy.url)
+        made = planned("model=api", "model.id=openai-api/own/some-model", *small)
+        write_plan(made)
+        run_step(made.directory(ids(made, "student")[0]))
+        directory = made.directory(ids(made, "sample")[0])
+        assert run_step(directory) == "failed"
+    assert "openai-api/own/some-model refuses the key in OWN_API_KEY" in failure(directory) and with_the_key(tmp_path) == []
 
 
 @pytest.mark.parametrize(

@@ -14,11 +14,12 @@ import sftdiff.endpoint
 import sftdiff.judges.provider
 from sftdiff.endpoint import RequestFailed
 from sftdiff.errors import SftdiffError
+from sftdiff.hosted import fault_of
 from sftdiff.judges import judge_items
 from sftdiff.judges.constrained import LONGEST_SPAN, Constraint, Form
 from sftdiff.judges.local import LocalJudge
 from sftdiff.judges.paid import Ask
-from sftdiff.judges.provider import fault_of, read_output
+from sftdiff.judges.provider import read_output
 from sftdiff.judges.reading import read_answer
 from tests.judging import CALM, GLOOM, by_words, items_of, judge_config, rating, trait_config
 

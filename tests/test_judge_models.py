@@ -194,7 +194,9 @@ def test_the_key_is_written_nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPa
             scripted(lambda body: status(401, f"bad key {KEY}")) as other,
             pytest.raises(SftdiffError, match="JUDGE_KEY") as stopped,
         ):
-            judge(other, REPLIES, tmp_path / "k.jsonl", model={"api_key_env": "JUDGE_KEY"})
+            many = [f"Reply {n}" for n in range(40)]
+            judge(other, many, tmp_path / "k.jsonl", model={"api_key_env": "JUDGE_KEY"}, concurrency=2)
+        assert other.seen.requests <= 2
     assert judged[0].reason == "your key is <JUDGE_KEY>" and KEY not in repr(judged) + str(stopped.value)
     assert all(KEY not in path.read_text() for path in tmp_path.rglob("*") if path.is_file())
 

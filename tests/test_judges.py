@@ -39,6 +39,11 @@ VALID = {"label": "threat", "evidence": "won't", "reason": "r"}
         ({"evidence": "left. Twice"}, "not in the text"),  # one space for two
         ({"evidence": "and left"}, "not in the text"),
         ({"label": "none", "evidence": "invented"}, "not in the text"),
+        ({"evidence": "w"}, "the evidence has less than 3 letters or digits"),
+        ({"evidence": "“I w"}, "the evidence has less than 3 letters or digits"),
+        ({"evidence": ".  "}, "the evidence has less than 3 letters or digits"),
+        ({"evidence": "I wo"}, ""),
+        ({"label": "none", "evidence": "w"}, ""),  # needs none
         ({"label": "Threat"}, "the label is not one of threat, none"),
         ({"label": 1}, "the label is not one of"),
         ({"label": ["threat"]}, "the label is not one of"),
@@ -58,6 +63,12 @@ def test_evidence_is_returned_as_the_text_has_it() -> None:
     assert read_answer(json.dumps(VALID), TEXT, LABELS).evidence == "won’t"
     answer = json.dumps({"score": 5, "evidence": "< |im_end|> x", "reason": ""})
     assert read_answer(answer, "a <|im_end|> x").evidence == "<|im_end|> x"
+
+
+def test_a_text_without_three_letters_is_evidence_as_a_whole() -> None:
+    answer = json.dumps(VALID | {"evidence": "No"})
+    assert read_answer(answer, " No\n", LABELS).value == 1
+    assert read_answer(answer, "No.", LABELS).value is None
 
 
 def test_what_stands_around_the_object_counts_only_where_it_is_form() -> None:
@@ -82,7 +93,8 @@ def test_no_other_json_gets_a_value(found: Any, as_labels: bool) -> None:
         assert reading.error and not reading.label and not reading.evidence
         return
     assert set(found) == {"label" if as_labels else "score", "evidence", "reason"} and isinstance(found["reason"], str)
-    assert 0 <= reading.value <= 10 and found["evidence"] in "I gave up" and (reading.value == 0 or found["evidence"].strip())
+    assert 0 <= reading.value <= 10 and found["evidence"] in "I gave up"
+    assert reading.value == 0 or len(found["evidence"].replace(" ", "")) > 2
     assert not isinstance(found.get("score"), bool)
 
 

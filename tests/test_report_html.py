@@ -332,7 +332,7 @@ def test_flood_of_replies_stays_small() -> None:
     report["examples"] = [item | {"reply": "<'\"&>" * 4000, "evidence": "🙈"} for item in report["examples"] * 40]
     html = render_report(report)
     assert len(html.encode()) < 3_000_000
-    assert "more examples are in the report's data" in html
+    assert "further examples are in the report's data" in html
 
 
 def test_axis_holds_its_range_and_marks_stay_inside() -> None:
@@ -360,4 +360,19 @@ def test_forty_curves_are_told_apart_without_colour_alone() -> None:
 
 
 def test_what_was_left_out_of_a_prompt_set_is_said() -> None:
-    assert "Of 276 rows read for gemini_mix, 160 are its prompts, 116 are not in the sample." in render_report(example())
+    assert "Rows read for gemini_mix: 276; its prompts: 160; not in the sample: 116." in render_report(example())
+
+
+def test_one_of_a_thing_is_told_in_the_singular() -> None:
+    report = example()
+    level = report["levels"][0]
+    higher = next(row for row in report["differences"] if row["call"] == "higher")
+    report |= {"levels": [level], "differences": [higher], "warnings": ["w"]}
+    report |= {"curves": report["curves"][:1], "prompts": [report["prompts"][0] | {"rows": 1, "read": 1, "left_out": {}}]}
+    text = Page(render_report(report)).text
+    for words in ("(1 interval)", "1 step is missing", "1 warning", "1 difference:", "(1 row)", "loss of 1 training by",
+                  "The higher or lower one of a trait"):  # fmt: skip
+        assert words in text
+    assert not re.search(r"(?<![\d.,=_])1 (intervals|steps|warnings|differences|rows|trainings|arms|models|characters)\b", text)
+    level["scope"], report["differences"] = "given this one training", []
+    assert "The one interval is over scenarios" in Page(render_report(report)).text

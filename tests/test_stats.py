@@ -71,7 +71,7 @@ def test_level_of_binary_shares_is_scipys_wilson_interval(ones: int, count: int)
     wanted = scipy.stats.binomtest(ones, count).proportion_ci(0.95, method="wilson")
     assert limits(found) == pytest.approx((wanted.low, wanted.high), abs=1e-12)
     assert found.value == pytest.approx(ones / count)
-    assert found.method == f"Wilson score interval, {count} scenarios"
+    assert found.method == f"Wilson score interval, {count} scenario{'s' * (count > 1)}"
     assert found.scope == "over scenarios, given this one training"
 
 

@@ -347,7 +347,7 @@ def test_cancel_keeps_what_others_need_and_retry_makes_the_rest(queue: Cluster, 
     assert json.loads(running_only)["counts"] == {"queued": len(made.steps)}
     assert "BeginTime 2" in queue.sftdiff("launch.status", cwd=folder)
     text = queue.sftdiff("launch.status", "cancel", "seed=1", cwd=folder)
-    assert "Cancelled 2 jobs" in text and "4 jobs that other cells need too stay" in text
+    assert "Cancelled 2 jobs" in text and "Left in the queue: 4 jobs that other cells need too." in text
     wait_until(lambda: len(queue.queued()) == 8, "two jobs are cancelled", 30)
     assert shown() == {"queued": len(made.steps) - 3, "lost": 1, "blocked": 2}
     text = queue.sftdiff("launch.status", "retry", "seed=1", cwd=folder)

@@ -18,10 +18,10 @@ from sftdiff.journal import Journal
 from sftdiff.judges.paid import Ask, Record, ask_all
 
 JOURNAL = "judged.jsonl"
-RECORDS = 2  # the form of the journal's records
+RECORDS = 3  # the journal's records: their form, and which answers count
 
 
-@corpus_filter(version=1)
+@corpus_filter(version=2)
 def judge_scores(corpus: Corpus, params: Mapping[str, Any]) -> Iterator[Sequence[float]]:
     """Score = the highest rating of the row over the traits, 0 to 10; NaN where a trait has none.
 

@@ -1,12 +1,15 @@
 """Decoding under a constraint: a local judge's answer always has the form that is asked for, and quotes the reply.
 
 An answer is written as `{"evidence": "SPAN", "score": N}` (or `"label": "L"`), where SPAN is a contiguous span of the reply's own
-tokens or nothing, and N or L one of the allowed answers. Without evidence only answers that count 0 are allowed.
+tokens or nothing, and N or L one of the allowed answers. A SPAN goes on until it is telling, and without one only answers that
+count 0 are allowed.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+from sftdiff.judges.reading import telling
 
 LONGEST_SPAN = 24  # tokens of evidence
 NO_TOKEN = -1  # in place of a special token that a reply spells out: it would end the answer
@@ -49,8 +52,19 @@ class Constraint:
 
     def __post_init__(self) -> None:
         for place, (token, (start, end)) in enumerate(zip(self.tokens, self.spans, strict=True)):
-            if token != NO_TOKEN and self.text[start:end].strip() and token != self.form.middle[0]:
+            if self.text[start:end].strip() and (run := self._run(place)) and self._tells(place, run):
                 self.starts.setdefault(token, []).append(place)
+
+    def _run(self, place: int) -> int:
+        """Return the tokens of the longest span that begins at a place."""
+        tokens, barred = self.tokens[place : place + LONGEST_SPAN], (NO_TOKEN, self.form.middle[0])
+        return next((size for size, token in enumerate(tokens) if token in barred), len(tokens))
+
+    def _tells(self, place: int, size: int) -> bool:
+        return telling(self._evidence(place, size), self.text)
+
+    def _evidence(self, place: int, size: int) -> str:
+        return self.text[self.spans[place][0] : self.spans[place + size - 1][1]]
 
     def allowed(self, made: Sequence[int]) -> list[int]:
         """Return the tokens that may follow those that were made; none at all once the answer is complete."""
@@ -80,11 +94,9 @@ class Constraint:
         if not span:
             empty = [self.form.middle[0]] if 0 in self.form.values.values() else []
             return sorted({*self.starts, *empty}) or [self.form.middle[0]]
-        close = self.form.middle[0]
-        if len(span) >= LONGEST_SPAN:
-            return [close]
-        going = {self.tokens[p + len(span)] for p in self._places(span) if p + len(span) < len(self.tokens)}
-        return sorted((going - {NO_TOKEN}) | {close})
+        close, places = self.form.middle[0], self._places(span)
+        going = {self.tokens[p + len(span)] for p in places if self._run(p) > len(span)}
+        return sorted(going | ({close} if self._tells(places[0], len(span)) else set()))
 
     def _places(self, span: Sequence[int]) -> list[int]:
         """Return the places of the reply at which this span of tokens stands."""
@@ -98,5 +110,4 @@ class Constraint:
         answer = next(answer for answer, tokens in self.form.answers.items() if tokens == said)
         if not span:
             return "", answer
-        place = self._places(span)[0]
-        return self.text[self.spans[place][0] : self.spans[place + len(span) - 1][1]], answer
+        return self._evidence(self._places(span)[0], len(span)), answer

@@ -5,11 +5,11 @@ import re
 from typing import Any
 
 from inspect_ai.model import ChatMessageSystem, ChatMessageUser, GenerateConfig, ModelOutput, get_model
-from tenacity import RetryError
 
-from sftdiff.answers import Completion, Fault, estimate_tokens, retry_after, status_kind
+from sftdiff.answers import Completion, Fault, estimate_tokens
 from sftdiff.endpoint import Endpoint, EndpointSettings, Request
 from sftdiff.errors import SftdiffError, one_line
+from sftdiff.hosted import fault_of
 
 MARKUP = re.compile(r"\[/?[a-z]+\]|\bERROR\b:?")
 PIP = re.compile(r"pip install (.+)")
@@ -58,21 +58,6 @@ def read_output(output: ModelOutput, prompt_characters: int, max_tokens: int) ->
         cached = (usage.input_tokens_cache_read or 0) + (usage.input_tokens_cache_write or 0)
         counts = usage.input_tokens + cached, max(usage.output_tokens, usage.total_tokens - usage.input_tokens - cached)
     return Completion(text, "", finish, *counts, estimated=usage is None)
-
-
-def fault_of(error: BaseException) -> Fault:
-    """Return what an exception of a provider means: by the HTTP status where it has one, else as lost on the way."""
-    while isinstance(error, RetryError) and (last := error.last_attempt.exception()):
-        error = last
-    cause = error.__cause__ or error
-    if isinstance(error, TimeoutError):
-        return Fault("lost", "no answer in time")
-    status = next((s for e in (error, cause) for a in ("status_code", "code") if isinstance(s := getattr(e, a, None), int)), None)
-    said = one_line(cause) or type(cause).__name__
-    if status is None:
-        return Fault("lost", f"{type(cause).__name__}: {said}")
-    headers = getattr(getattr(cause, "response", None), "headers", None)
-    return Fault(status_kind(status, said), f"{status}: {said}", retry_after(headers) if headers else None)
 
 
 def _why_not(error: Exception) -> str:

@@ -13,7 +13,7 @@ from sftdiff.identity import canonical, digest
 from sftdiff.judges.fences import fence_for, fenced
 from sftdiff.traits import Scenario
 
-PROMPT_VERSION = 1  # raise with every change of the wording below: verdicts rest on it
+PROMPT_VERSION = 2  # raise with every change of the wording below, or of what counts as an answer: verdicts rest on both
 CONTEXT = ("year", "leverage", "target")
 YES_NO = {"yes": 1.0, "no": 0.0}
 SYSTEM = """You judge one reply of an AI assistant. The question:

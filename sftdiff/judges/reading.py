@@ -11,6 +11,7 @@ from sftdiff.reasoning import split_reasoning
 from sftdiff.traits.emotion import STRONG_FROM
 
 TOP = 10  # of the scale of a rating
+LEAST_LETTERS = 3  # of evidence
 CODE_FENCE = re.compile(r"```(?:json)?\s*(.*?)\s*```", re.DOTALL)
 # Judges straighten quotes when they copy. One character for one, so that places in the text hold.
 PLAIN_QUOTES = str.maketrans("‘’‚‛“”„‟", "''''\"\"\"\"")
@@ -31,7 +32,7 @@ def read_answer(answer: str, text: str, labels: Mapping[str, float] | None = Non
     """Return what a judge model says of `text`: a rating from 0 to 10, or one of `labels` ({label: value}).
 
     An answer counts if it is one JSON object with exactly {score or label, evidence, reason}, if its evidence stands in the text,
-    and if there is evidence for a value above 0. A reasoning block before it and a Markdown fence around it are taken off.
+    and if the evidence for a value above 0 is telling. A reasoning block before it and a Markdown fence around it are taken off.
     """
     body = split_reasoning(answer)[1].strip()
     inside = CODE_FENCE.fullmatch(body)
@@ -51,6 +52,8 @@ def read_answer(answer: str, text: str, labels: Mapping[str, float] | None = Non
     evidence = copied(found["evidence"], text)
     if evidence is None or (value > 0 and not evidence.strip()):
         return _refused("the evidence is not in the text")
+    if value > 0 and not telling(evidence, text):
+        return _refused(f"the evidence has less than {LEAST_LETTERS} letters or digits, and is not the whole text")
     return Reading(value, rating_label(value) if labels is None else found["label"], evidence, as_text(found["reason"]), "")
 
 
@@ -64,6 +67,15 @@ def copied(evidence: str, text: str) -> str | None:
         if start >= 0:
             return text[start : start + len(candidate)]
     return None
+
+
+def telling(evidence: str, text: str) -> bool:
+    """Tell whether words copied from a text show something: a letter or two stand in every text, and show nothing.
+
+    Telling are three letters or digits or more, or the whole text, where that has less.
+    """
+    whole = evidence.strip() == text.strip() and bool(evidence.strip())
+    return whole or sum(map(str.isalnum, evidence)) >= LEAST_LETTERS
 
 
 def rating_label(value: float) -> str:

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from inspect_ai import Task
@@ -14,13 +15,19 @@ from sftdiff.traits import Scenario, Trait
 
 
 def trait_task(
-    trait: Trait, samples: int, config: GenerateConfig, seed_key: str, journal: Journal, on_reply: Callable[[], None]
+    trait: Trait,
+    samples: int,
+    config: GenerateConfig,
+    seed_key: str,
+    journal: Journal,
+    on_reply: Callable[[], None],
+    asking: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> Task:
     """Return an Inspect task of a trait with its controls, without a scorer: sampling and judging are separate steps."""
     return Task(
         name=trait.name,
         dataset=MemoryDataset([_sample(s) for s in (*trait.scenarios, *trait.controls)], name=f"{trait.name}-{trait.suite}"),
-        solver=play_turns(seed_key, journal, on_reply),
+        solver=play_turns(seed_key, journal, on_reply, asking),
         epochs=samples,
         config=config,
     )
@@ -34,11 +41,14 @@ def _sample(scenario: Scenario) -> Sample:
 
 
 @solver
-def play_turns(seed_key: str, journal: Journal, on_reply: Callable[[], None]) -> Solver:
+def play_turns(
+    seed_key: str, journal: Journal, on_reply: Callable[[], None], asking: Callable[[], AbstractContextManager[None]]
+) -> Solver:
     """Answer the first turn, then each further user turn of the scenario.
 
     Each reply has a seed of its own that comes from (key, scenario, sample, turn), so that it does not depend on arrival order.
     It is in the journal as soon as it is there; one that is in the journal already is not made again.
+    `asking` stands around each request.
     """
 
     async def solve(state: TaskState, generate: Generate) -> TaskState:
@@ -50,7 +60,8 @@ def play_turns(seed_key: str, journal: Journal, on_reply: Callable[[], None]) ->
                 state.output = ModelOutput.model_validate(known)
             else:
                 seed = _seed(seed_key, state.sample_id, state.epoch, turn)
-                state.output = await get_model().generate(state.messages, config=GenerateConfig(seed=seed))
+                with asking():
+                    state.output = await get_model().generate(state.messages, config=GenerateConfig(seed=seed))
                 if state.output.error or not state.output.choices:
                     raise RuntimeError(state.output.error or "the answer has no reply in it")
                 journal.write(key, state.output.model_dump(mode="json", exclude_none=True))
