@@ -270,7 +270,7 @@ def _read_rows(
     planner, scores = DataPlanner(), dict[str, str]()
     prompts = planner.prompts(original)
     for name in locators:
-        chosen = ["prompt_subset=locator", f"filter@prompt_subset.locator={name}", "prompt_subset.top=1"]
+        chosen = ["prompt_subset=locator", f"filter@prompt_subset.locator={name}", "prompt_subset.top=1", "prompt_subset.treatment=swap"]
         overrides = [*plain, *(arm_overrides("original", config) or []), *chosen]
         [(_, located)] = expand(overrides, master, loader)
         scores[name] = planner.scores(located["prompt_subset"]["locator"], located)
