@@ -270,8 +270,8 @@ def _read_rows(
     planner, scores = DataPlanner(), dict[str, str]()
     prompts = planner.prompts(original)
     for name in locators:
-        chosen = ["prompt_subset=locator", f"filter@prompt_subset.locator={name}", "prompt_subset.top=1", "prompt_subset.treatment=swap"]
-        overrides = [*plain, *(arm_overrides("original", config) or []), *chosen]
+        chosen = [f"filter@prompt_subset.locator={name}", "prompt_subset.top=1", "prompt_subset.treatment=swap"]
+        overrides = [*plain, *(arm_overrides("original", config) or []), "prompt_subset=locator", *chosen]
         [(_, located)] = expand(overrides, master, loader)
         scores[name] = planner.scores(located["prompt_subset"]["locator"], located)
     plan = part_plan(planner, f"search-{digest(canonical(sorted(planner.steps)), 10)}", [({}, original)])
