@@ -22,10 +22,10 @@ from launch.plan import Plan, build_plan, report_cell, traits
 from launch.run import console, shown_command
 from launch.sweep import Sweep
 from launch.sweeper import expand
+from sftdiff.decisions import load_decisions
 from sftdiff.diff_report import print_result, write_result
 from sftdiff.diffing import read_verdicts, schedule_of, take_looks, trained_seeds
 from sftdiff.errors import SftdiffError
-from sftdiff.hypotheses import load_decisions
 from sftdiff.identity import canonical, digest
 from sftdiff.records import read_json, write_json
 from sftdiff.rounds import next_round
