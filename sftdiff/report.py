@@ -47,14 +47,14 @@ def build_report(step: Step, cells: Sequence[Mapping[str, Any]]) -> dict[str, An
     missing = _missing(step, cells)
     axes = list(dict.fromkeys(axis for arm in arms for axis in arm["axes"]))
     return {
-        "schema": 2,
+        "schema": 3,
         "sweep": step.config["sweep"],
         "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "command": step.record.runtime.get("command", ""),
-        "axes": [axis for axis in axes if len({arm["axes"].get(axis) for arm in arms if not arm["untrained"]}) > 1] or axes,
+        "axes": [axis for axis in axes if len({arm["axes"].get(axis) for arm in arms if arm["trained_here"]}) > 1] or axes,
         "teachers": _teachers(cells),
         "students": _distinct({"name": c["model"]["name"], "origin": _origin(c["model"])} for c in cells),
-        "prompts": _distinct(_prompt_set(step, c) for c in cells if not c["untrained"]),
+        "prompts": _distinct(_prompt_set(step, c) for c in cells if _is_trained(c)),
         "judges": sorted({c["judge"] for c in cells}),
         "arms": arms,
         "traits": traits,
@@ -69,12 +69,17 @@ def build_report(step: Step, cells: Sequence[Mapping[str, Any]]) -> dict[str, An
     }
 
 
+def _is_trained(cell: Mapping[str, Any]) -> bool:
+    """Tell whether the sweep trains a cell's model itself."""
+    return "train" in cell["steps"]
+
+
 def _distinct(items: Any) -> list[Any]:
     return list({json.dumps(item, sort_keys=True): item for item in items}.values())
 
 
 def _teachers(cells: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    teachers = [t for c in cells if not c["untrained"] for t in (c["teacher"], c["other_teacher"]) if t]
+    teachers = [t for c in cells if _is_trained(c) for t in (c["teacher"], c["other_teacher"]) if t]
     return _distinct(
         {
             "name": t["name"],
@@ -137,9 +142,10 @@ def _table(step: Step, judge: str) -> list[dict[str, Any]] | None:
 def _arms(step: Step, cells: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     arms: dict[str, dict[str, Any]] = {}
     for cell in cells:
-        new = {"id": cell["arm"], "axes": cell["axes"], "untrained": cell["untrained"], "seeds": [], "cells": []}
-        arm = arms.setdefault(cell["arm"], new)
-        if not cell["untrained"]:
+        # Of a model that is evaluated a training may be known that is none of this sweep.
+        known = {"untrained": cell["untrained"], "trained_here": _is_trained(cell)}
+        arm = arms.setdefault(cell["arm"], {"id": cell["arm"], "axes": cell["axes"], **known, "seeds": [], "cells": []})
+        if _is_trained(cell):
             arm["seeds"].append(cell["seed"])
             arm["cells"].append(_cell(step, cell))
     return list(arms.values())
@@ -182,7 +188,7 @@ def _verdicts(
 def _curves(step: Step, cells: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     curves = []
     for cell in cells:
-        if cell["untrained"] or read_done(_directory(step, cell["steps"]["train"])) is None:
+        if not _is_trained(cell) or read_done(_directory(step, cell["steps"]["train"])) is None:
             continue
         losses = read_json(step.input(cell["steps"]["train"]) / "training.json")["losses"]
         curves.append({"arm": cell["arm"], "seed": cell["seed"], "points": [[k, loss] for k, loss in enumerate(losses, 1)]})
@@ -191,7 +197,7 @@ def _curves(step: Step, cells: Sequence[Mapping[str, Any]]) -> list[dict[str, An
 
 def _mixtures(step: Step, cells: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     found = []
-    for cell in {c["arm"]: c for c in cells if not c["untrained"]}.values():
+    for cell in {c["arm"]: c for c in cells if _is_trained(c)}.values():
         if read_done(_directory(step, cell["steps"]["mixture"])) is None:
             continue
         summary = read_json(step.input(cell["steps"]["mixture"]) / "summary.json")
@@ -274,7 +280,7 @@ def _provenance(step: Step, cells: Sequence[Mapping[str, Any]]) -> dict[str, Any
             memory = done["summary"].get("peak_memory_gb")
             measured = {"seconds": done["seconds"], "peak_memory_gb": memory, "content": done["content"]}
             steps.append({"id": step_id, "kind": kind} | measured)
-    trained = [load_record(_directory(step, c["steps"]["train"])) for c in cells if not c["untrained"]]
+    trained = [load_record(_directory(step, c["steps"]["train"])) for c in cells if _is_trained(c)]
     stages = sorted({str(record.runtime["deepspeed"]["stage"]) for record in trained})
     return {
         **{k: own[k] for k in ("sftdiff", "python", "libraries", "host", "git_commit", "git_dirty")},

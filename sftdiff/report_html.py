@@ -99,18 +99,19 @@ def share_text(value: object) -> str:
 
 
 def all_arms(report: Mapping[str, Any]) -> list[View]:
-    """Arms in report order, the untrained first, and any arm that only the levels name; filled up."""
+    """Arms in report order, those that were not trained here first, and any arm that only the levels name; filled up."""
     held = {str(arm["id"]): arm for arm in report.get("arms") or []}
     for row in report.get("levels") or []:
-        held.setdefault(row["arm"], {"id": row["arm"], "untrained": row["arm"] == "untrained"})
+        own = row["arm"] != "untrained"
+        held.setdefault(row["arm"], {"id": row["arm"], "untrained": not own, "trained_here": own})
     stands = {t["name"] for t in report.get("teachers") or [] if is_stand_in(t)}
     arms = [
-        {"id": name, "axes": arm.get("axes") or {}, "untrained": bool(arm.get("untrained")),
+        {"id": name, "axes": arm.get("axes") or {}, "untrained": arm["untrained"], "trained_here": arm["trained_here"],
          "seeds": arm.get("seeds") or [], "cells": [filled_cell(cell) for cell in arm.get("cells") or []],
          "stand_in": (arm.get("axes") or {}).get("teacher") in stands, "notes": arm.get("notes") or []}
         for name, arm in held.items()
     ]  # fmt: skip
-    return sorted(arms, key=lambda arm: not arm["untrained"])
+    return sorted(arms, key=lambda arm: bool(arm["trained_here"]))
 
 
 def filled_cell(cell: Mapping[str, Any]) -> View:
@@ -132,8 +133,8 @@ def headline(report: Mapping[str, Any], arms: Sequence[View]) -> View:
     filters = filters or [str(arm["axes"]["filter"]) for arm in arms if "filter" in arm["axes"]]
     cells, teachers = [cell for arm in arms for cell in arm["cells"]], report.get("teachers") or []
     return {
-        "filters": list(dict.fromkeys(filters)), "arms": sum(not arm["untrained"] for arm in arms),
-        "seeds": sorted({str(seed) for arm in arms if not arm["untrained"] for seed in arm["seeds"]}, key=natural),
+        "filters": list(dict.fromkeys(filters)), "arms": sum(arm["trained_here"] for arm in arms),
+        "seeds": sorted({str(seed) for arm in arms if arm["trained_here"] for seed in arm["seeds"]}, key=natural),
         "done": sum(cell["status"] == "done" for cell in cells), "cells": len(cells),
         "teachers": [{"stand_in": is_stand_in(teacher), **teacher} for teacher in teachers],
         "stand_ins": [teacher["name"] for teacher in teachers if is_stand_in(teacher)],

@@ -196,6 +196,8 @@ def test_a_train_step_has_the_samples_of_its_sweep(tiny_student: Path, small: li
     assert len(ids(made, "sample")) == 2 and set(ids(made, "sample")) < set(ids(sweep, "sample"))
     assert set(ids(made, "judge")) < set(ids(sweep, "judge"))
     assert [cell.label for cell in made.cells] == train
+    cells = made.steps[made.report].config["cells"]
+    assert [(cell["untrained"], cell["evaluated"]) for cell in cells] == [(False, True)] * 2  # of another sweep
     assert {s.kind for s in steps_to_do(made)} == {"sample", "judge", "report"}
     pack = ids(sweep, "pack")[0]
     assert f"{pack} is a pack step" in refused("model=step", f"model.id={pack}", *small)
@@ -286,7 +288,9 @@ def test_what_is_known_of_a_checkpoint_is_checked(
     """Controls are sampled, but are no part of the trait's level; each arm says what was checked."""
     alone = evaluate(*path_of(foreign), *small)
     assert "not checked" in summary(alone)["checked"]
+    assert [(arm["untrained"], arm["trained_here"]) for arm in report(alone)["arms"]] == [(True, False)]  # none is known
     based = evaluate(*path_of(foreign), f"model.base={tiny_student}", *small)
+    assert [(arm["untrained"], arm["trained_here"]) for arm in report(based)["arms"]] == [(False, False)]
     assert f"some differ from {tiny_student}" in summary(based)["checked"]
     seen = [(r["scenario"], r["turn"]) for r in replies(based)]
     assert seen == [("date", 0), ("date", 1), ("memo", 0), ("year", 0)]
