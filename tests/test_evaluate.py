@@ -481,9 +481,9 @@ def test_sampling_tells_how_far_and_how_fast_it_is(
     told: list[tuple[float, float, str, float | None]] = []
     monkeypatch.setattr(Step, "progress", lambda self, *now: told.append((*now, None)[:4]))
     evaluate(*path_of(tiny_student), *small)
-    seen = [now for now in told if now[2] == "replies"][:6]
-    assert [now[:2] for now in seen[:1]] == [(0, 4)] and (4, 4) in [now[:2] for now in seen]
-    assert all(now[3] and now[3] > 0 for now in seen[1:4])
+    seen = [now for now in told if now[2] == "replies"]
+    assert seen[0][:2] == (0, 4) and (4, 4) in [now[:2] for now in seen]
+    assert all((now[3] is None) == (now[0] == 0) for now in seen) and all(now[3] for now in seen if now[0] == 4)
 
 
 # Hosted models
