@@ -4,6 +4,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from hydra.core.override_parser.types import Quote, QuotedString
+
 from sftdiff.errors import SftdiffError
 
 PIPELINES = ("original", "alternative")
@@ -82,5 +84,5 @@ def _text(value: Any) -> str:
     if isinstance(value, Mapping):
         return "{" + ",".join(f"{key}:{_text(inner)}" for key, inner in value.items()) + "}"
     if isinstance(value, str):
-        return value if PLAIN.fullmatch(value) else "'" + value.replace("\\'", "\\\\'").replace("'", "\\'") + "'"
+        return value if PLAIN.fullmatch(value) else QuotedString(value, Quote.single).with_quotes()
     return "[" + ",".join(map(_text, value)) + "]" if isinstance(value, Sequence) else str(value)

@@ -143,12 +143,27 @@ def run_diff(config: DictConfig) -> None:
     raise SftdiffError("a diff needs sftdiff's own sweeper and launchers (hydra/launcher=local or slurm)")
 
 
+def run_search(config: DictConfig) -> None:
+    """Stand for a search, as `run_diff` does for a diff."""
+    run_diff(config)
+
+
 # What sftdiff's own sweeper calls with all cells at once, in place of these for each cell.
 PARTS = {
     "run_rollouts": "launch.parts:make_rollouts",
     "run_filter_report": "launch.parts:report_filters",
     "run_calibrate": "launch.calibrate:calibrate",
 }
+
+
+# What plans its own cells, in rounds.
+ROUNDS = {"run_diff": "launch.diff:run_diff", "run_search": "launch.search:run_search"}
+
+
+def rounds_of(task: str) -> Any:
+    """Return the function (arguments, master config, loader, execute, dry_run, ZeRO stage) of a task with rounds, or None."""
+    module, _, name = ROUNDS.get(task, "").partition(":")
+    return getattr(import_module(module), name) if module else None
 
 
 def part_of(task: str) -> Any:

@@ -22,10 +22,10 @@ from launch.plan import Plan, build_plan, report_cell, traits
 from launch.run import console, shown_command
 from launch.sweep import Sweep
 from launch.sweeper import expand
+from sftdiff.decisions import load_decisions
 from sftdiff.diff_report import print_result, write_result
 from sftdiff.diffing import read_verdicts, schedule_of, take_looks, trained_seeds
 from sftdiff.errors import SftdiffError
-from sftdiff.hypotheses import load_decisions
 from sftdiff.identity import canonical, digest
 from sftdiff.records import read_json, write_json
 from sftdiff.rounds import next_round
@@ -79,7 +79,7 @@ class Diff:
         cells = [({"arm": arm}, config) for arm, count in seeds.items() for config in self.cells[arm][:count]]
         plan = build_plan(cells, self.plan["command"], zero_stage)
         plan.is_diff = True
-        self.state["cells"] = [_known(report_cell(cell)) for cell in plan.cells if not cell.untrained]
+        self.state["cells"] = [known_cell(report_cell(cell)) for cell in plan.cells if not cell.untrained]
         rounds = self.state["rounds"]
         if not rounds or rounds[-1]["arms"] != dict(wanted):
             rounds.append({"number": len(rounds) + 1, "arms": dict(wanted)})
@@ -103,7 +103,7 @@ def run_diff(
     `execute` runs or submits the plan of a round.
     """
     diff = open_diff(arguments, master, loader)
-    with locked(diff):
+    with locked(diff.folder):
         tell_arms(diff)
         if dry_run:
             wanted = diff.next_round()
@@ -152,7 +152,7 @@ def open_diff(arguments: Sequence[str], master: DictConfig, loader: ConfigLoader
             continue
         plain = [argument for argument in arguments if not argument.startswith("seed=")]
         made = expand([*plain, *overrides, f"seed={','.join(map(str, seeds))}"], master, loader)
-        cells[name] = [_of_diff(cell) for _, cell in made]
+        cells[name] = [of_diff(cell) for _, cell in made]
     plan = {
         "command": shown_command(),
         "first_seed": config["seed"],
@@ -193,7 +193,7 @@ def _wanted(settings: Mapping[str, Any]) -> list[str]:
     return [name for name in settings["arms"] if name in {*PIPELINES, *settings["only"]}]
 
 
-def _of_diff(config: Mapping[str, Any]) -> dict[str, Any]:
+def of_diff(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return a cell's config as its diff keeps it."""
     cell = {key: value for key, value in config.items() if key not in NOT_OF_CELLS}
     if cell["report"]["baseline"] == "untrained":
@@ -201,7 +201,7 @@ def _of_diff(config: Mapping[str, Any]) -> dict[str, Any]:
     return cell
 
 
-def _known(cell: Mapping[str, Any]) -> dict[str, Any]:
+def known_cell(cell: Mapping[str, Any]) -> dict[str, Any]:
     """Return what a diff needs to know of a cell to find its verdicts and what it cost."""
     return {key: cell[key] for key in ("seed", "untrained", "steps", "judges")} | {"arm": cell["axes"]["arm"]}
 
@@ -248,13 +248,13 @@ def folder_of(runs: Path, name: str) -> Path:
 
 
 @contextmanager
-def locked(diff: Diff) -> Iterator[None]:
-    """Hold the diff's lock; raises SftdiffError if another process works on it."""
-    with (diff.folder / ".lock").open("w") as stream:
+def locked(folder: Path) -> Iterator[None]:
+    """Hold the lock of a diff or search; raises SftdiffError if another process works on it."""
+    with (folder / ".lock").open("w") as stream:
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise SftdiffError(f"another process works on this diff ({diff.folder}): let it end, or stop it first") from None
+            raise SftdiffError(f"another process works on this diff ({folder}): let it end, or stop it first") from None
         yield
 
 
@@ -276,10 +276,18 @@ def next_on_slurm(sweep: Sweep) -> None:
     """
     from launch.slurm import ZERO_STAGE, submit_next
 
+    def execute(plan: Plan) -> None:
+        submit_next(plan, sweep.launcher)
+
+    if "search" in read_json(folder_of(sweep.runs, sweep.name) / "plan.json"):
+        from launch.search import next_on_slurm as next_of_search
+
+        next_of_search(sweep, execute, ZERO_STAGE)
+        return
     diff = load_diff(sweep.runs, sweep.name)
-    with locked(diff):
+    with locked(diff.folder):
         rounds = diff.state["rounds"]
         if rounds and not diff.has(rounds[-1]["arms"]):
             diff.look()
             return
-        go_on(diff, lambda plan: submit_next(plan, sweep.launcher), ZERO_STAGE)
+        go_on(diff, execute, ZERO_STAGE)

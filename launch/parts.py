@@ -36,7 +36,7 @@ def make_rollouts(cells: Cells, dry_run: bool) -> None:
         config = {**config, "teacher": {**config["teacher"], "origin": _generating(config["teacher"])}}
         wanted.setdefault(planner.rollouts(config, "teacher"), config)
     plan = part_plan(planner, "rollouts", cells)
-    _run(plan, [s for s in plan.steps if s.startswith("prompts-")])
+    run_part(plan, [s for s in plan.steps if s.startswith("prompts-")])
     for step_id in wanted:
         _open_again(plan.directory(step_id))
     for step_id in wanted:
@@ -44,7 +44,7 @@ def make_rollouts(cells: Cells, dry_run: bool) -> None:
     if dry_run:
         console.print("Dry run: nothing was generated.")
         return
-    _run(plan, list(wanted))
+    run_part(plan, list(wanted))
     for step_id, config in wanted.items():
         _tell(plan, step_id, config)
 
@@ -109,7 +109,7 @@ def report_filters(cells: Cells, dry_run: bool) -> None:
     if dry_run:
         console.print("Dry run: nothing was scored.")
         return
-    _run(plan, list(plan.steps))
+    run_part(plan, list(plan.steps))
     reports = []
     for group in rows.values():
         report = filter_report(*_flags(plan, group))
@@ -211,7 +211,7 @@ def part_plan(planner: DataPlanner, name: str, cells: Cells) -> Plan:
     return plan
 
 
-def _run(plan: Plan, wanted: Sequence[str]) -> None:
+def run_part(plan: Plan, wanted: Sequence[str]) -> None:
     """Run the steps `wanted` and what they read; raises SftdiffError with the first error."""
     needed = set(with_inputs(plan, wanted))
     todo = [step for step in steps_to_do(plan) if step.id in needed]

@@ -314,6 +314,18 @@ class ArmConfig:
 
 
 @dataclass
+class SearchConfig:
+    """`python -m sftdiff.diff search`: the smallest prompt subset behind a trait."""
+
+    budget: int = 200  # trainings at most, those of original, alternative and random controls among them
+    looks: list[int] = field(default_factory=lambda: [3, 5, 8])  # training seeds of what the result rests on
+    explore_looks: list[int] = field(default_factory=lambda: [2, 3, 5])  # of the tests that direct the search
+    explore_alpha: float = 0.3  # error rate of each look at such a test
+    locators: list[str] = field(default_factory=list)  # filters that rank the rows inside sources, the best first
+    smallest: Optional[int] = None  # rows of the smallest part of a source; null: whole sources only
+
+
+@dataclass
 class DiffConfig:
     """`python -m sftdiff.diff`: which arms, how many training seeds, and how their transfer is called."""
 
@@ -327,6 +339,7 @@ class DiffConfig:
     budget: Optional[int] = None  # trainings at most
     difference_first: bool = True  # train the arms only when original and alternative are seen to differ
     decisions: str = "embedded://decisions.yaml"  # what each arm's call says of each hypothesis
+    search: SearchConfig = field(default_factory=SearchConfig)
 
 
 @dataclass

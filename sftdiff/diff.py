@@ -1,12 +1,21 @@
-"""`python -m sftdiff.diff trait_eval=date_confusion original.teacher=gemini alternative.teacher=olmo`: from a trait to its cause.
+"""`python -m sftdiff.diff trait_eval=blackmail original.teacher=gemini alternative.teacher=olmo`: from a trait to its cause.
 
-Plans the arms of post-training diffing as one sweep, in rounds, and says which hypotheses survive. This module only hands the
-command line to Hydra; the rounds are in launch.diff, what they say in sftdiff.diffing.
+Plans the arms of post-training diffing as one sweep, in rounds, and says which hypotheses survive. The subcommand `search` looks
+for the smallest prompt subset behind the trait, `organisms` tests verdicts on planted causes. This module only hands the command
+line to Hydra; the rounds are in launch.diff and launch.search, what they say in sftdiff.diffing and sftdiff.search.
 """
 
-from launch.cli import run_diff, run_hydra, subcommand, with_default
+import sys
+
+from launch.cli import run_diff, run_hydra, run_search, subcommand, take_subcommand, with_default
+from launch.organisms import run_organisms
 
 if __name__ == "__main__":
-    subcommand({})
+    task = run_diff
+    if sys.argv[1:2] == ["search"]:
+        take_subcommand("search")
+        task = run_search
+    else:
+        subcommand({"organisms": run_organisms})
     with_default("experiment=diff")
-    run_hydra(run_diff)
+    run_hydra(task)

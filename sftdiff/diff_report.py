@@ -10,8 +10,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from sftdiff.decisions import Decisions, Entry, load_decisions
 from sftdiff.diffing import levels, read_verdicts, schedule_of, training_seconds
-from sftdiff.hypotheses import as_data, load_decisions, next_arms, verdict
+from sftdiff.hypotheses import next_arms, verdict
 from sftdiff.records import write_json
 from sftdiff.report_html import TEMPLATES, clean
 from sftdiff.report_plots import View, make_axis, make_mark, number
@@ -70,7 +71,8 @@ def _trait(
     found |= {"levels": levels(verdicts, trait, plan["resamples"]), "arms": arms}
     decisions = load_decisions(settings["decisions"])
     calls = {arm: own["call"] for arm, own in arms.items()}
-    found["verdict"] = as_data(decisions, verdict(decisions, calls))
+    made = {arm: call for arm, call in calls.items() if arm not in PAIR}
+    found["verdict"] = verdict_data(decisions, made)
     open_arms = [arm for arm in plan["arms"] if arm not in PAIR and calls.get(arm, OPEN) == OPEN]
     costs = {arm: _trainings_to_next_look(arms.get(arm), settings["seeds"]) for arm in open_arms}
     missing = {arm: float(settings["seeds"][0]) for arm in plan["left_out"]}
@@ -80,6 +82,27 @@ def _trait(
         for s in next_arms(decisions, calls, costs | missing)[:SHOWN_NEXT]
     ]  # fmt: skip
     return found | {"says": _says(found)}
+
+
+def verdict_data(decisions: Decisions, calls: Mapping[str, str]) -> dict[str, Any]:
+    """Return the verdict on each hypothesis: its name and state, the entries for and against it, and arms that do not fit."""
+    found = verdict(decisions, calls)
+    return {
+        own.hypothesis.label: {
+            "name": own.hypothesis.name,
+            "meaning": own.hypothesis.meaning,
+            "state": own.state,
+            "for": _entries(own.speaks_for),
+            "against": _entries(own.against),
+            "misfits": [each.arm for each in found.misfits if each.hypothesis == own.hypothesis.label],
+        }
+        for own in found.findings
+    }
+
+
+def _entries(entries: Sequence[Entry]) -> list[dict[str, Any]]:
+    keys = ("arm", "call", "reason", "decisive")
+    return [{key: getattr(entry, key) for key in keys} for entry in sorted(entries, key=lambda entry: not entry.decisive)]
 
 
 def _trainings_to_next_look(own: Mapping[str, Any] | None, seeds: Sequence[int]) -> float:

@@ -1,6 +1,6 @@
 """What the finished cells of a diff say: levels, transfers, calls, and the verdict on each hypothesis. Reads step directories."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from statistics import fmean
@@ -82,14 +82,16 @@ def schedule_of(settings: Mapping[str, Any]) -> Schedule:
     return Schedule(arms, tuple(settings["seeds"]), settings["budget"], settings["difference_first"])
 
 
-def _sides(verdicts: Verdicts, arms: Sequence[str], seeds: int, first: int) -> list[NDArray[np.float64]]:
-    chosen = [{seed: verdicts[arm][seed] for seed in range(first, first + seeds)} for arm in arms]
+def sides_of(verdicts: Verdicts, arms: Sequence[str], seeds: Iterable[int]) -> list[NDArray[np.float64]]:
+    """Return the scores of arms on the same seeds and scenarios, shape (seeds, scenarios) each."""
+    seeds = list(seeds)
+    chosen = [{seed: verdicts[arm][seed] for seed in seeds} for arm in arms]
     scenarios = sorted({row["scenario"] for side in chosen for rows in side.values() for row in rows})
     return [score_matrix(side, scenarios) for side in chosen]
 
 
 def _difference(verdicts: Verdicts, trait: Mapping[str, Any], seeds: int, first: int, alpha: float) -> Look:
-    original, alternative = _sides(verdicts, ("original", "alternative"), seeds, first)
+    original, alternative = sides_of(verdicts, ("original", "alternative"), range(first, first + seeds))
     if not _usable(original) or not _usable(alternative):
         return {"call": OPEN, "note": "no verdict that counts"}
     scale = SCALES[trait["kind"]]
@@ -99,7 +101,7 @@ def _difference(verdicts: Verdicts, trait: Mapping[str, Any], seeds: int, first:
 
 
 def _arm(name: str, verdicts: Verdicts, trait: Mapping[str, Any], seeds: int, first: int, alpha: float, bounds: Bounds) -> Look:
-    arm, alternative, original = sides = _sides(verdicts, (name, "alternative", "original"), seeds, first)
+    arm, alternative, original = sides = sides_of(verdicts, (name, "alternative", "original"), range(first, first + seeds))
     if not all(map(_usable, sides)):
         return {"call": OPEN, "note": "no verdict that counts"}
     found = transfer(arm, alternative, original, trait["kind"], SCALES[trait["kind"]], alpha)

@@ -1,205 +1,142 @@
-"""From the calls of a diff's arms to a verdict on each hypothesis, and to the arm that would tell most next.
+"""From the calls of arms to a verdict on each hypothesis, and to the arm that would tell most next.
 
-The decision table is data (`sftdiff/data/decisions.yaml`, or the user's own): which call of which arm speaks for or against which
-hypothesis, and why. A hypothesis is supported if a decisive entry speaks for it and none against; contradicted if one speaks
-against it and none for; else open, also where decisive entries disagree.
+What a call says is data: `sftdiff/data/decisions.yaml`, or a file of the same form (`diff.decisions=PATH`). Of a hypothesis it
+holds the call that is expected of each arm, and entries: a call of an arm, where other arms may have to be called in a certain
+way, that speaks for some hypotheses and against others. A hypothesis is contradicted where a decisive entry speaks against it,
+else supported where one speaks for it, else open. Entries that are not decisive, and partial calls, change no state.
 """
 
+from __future__ import annotations
+
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 
-import yaml
+from sftdiff.decisions import CALLS, UNRESOLVED, Decisions, Entry, Hypothesis, load_decisions
 
-from sftdiff.errors import SftdiffError, one_line
-from sftdiff.files import resolve
+__all__ = ["Finding", "Misfit", "Suggestion", "Verdict", "load_decisions", "next_arms", "verdict"]
 
-CALLS = ("remains", "gone", "partial", "unresolved")
-STATES = ("supported", "contradicted", "open")
-LIKELY = 0.85  # that an arm comes out as a hypothesis predicts; the other calls share the rest
-
-
-@dataclass(frozen=True)
-class Hypothesis:
-    """A hypothesis, and the call of each arm that it predicts."""
-
-    name: str
-    meaning: str
-    predicts: Mapping[str, str]
-
-
-@dataclass(frozen=True)
-class Entry:
-    """What a call of an arm says, if the calls `given` hold as well."""
-
-    arm: str
-    call: str
-    reason: str
-    speaks_for: tuple[str, ...] = ()
-    speaks_against: tuple[str, ...] = ()
-    decisive: bool = False
-    given: tuple[tuple[str, str], ...] = ()
-
-    def holds(self, calls: Mapping[str, str]) -> bool:
-        return all(calls.get(arm) == call for arm, call in ((self.arm, self.call), *self.given))
-
-
-@dataclass(frozen=True)
-class Decisions:
-    """A decision table."""
-
-    hypotheses: Mapping[str, Hypothesis]
-    entries: tuple[Entry, ...]
+EXPECTED = 0.85  # how likely a hypothesis makes the call that it expects
 
 
 @dataclass(frozen=True)
 class Finding:
-    """The state of one hypothesis, with the entries that hold, decisive ones first."""
+    """A hypothesis with its state ("supported", "contradicted", "open") and the entries that fired, weak ones too."""
 
+    hypothesis: Hypothesis
     state: str
     speaks_for: tuple[Entry, ...]
-    speaks_against: tuple[Entry, ...]
-    unfit: tuple[str, ...]  # arms whose call is made and is not what the hypothesis predicts
+    against: tuple[Entry, ...]
+
+
+@dataclass(frozen=True)
+class Misfit:
+    """An arm that is called other than a supported hypothesis expects."""
+
+    arm: str
+    call: str
+    hypothesis: str
+    expected: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The findings in the order of the table, what does not fit, and the arms whose call is partial."""
+
+    findings: tuple[Finding, ...]
+    misfits: tuple[Misfit, ...]
+    partial: tuple[str, ...]
+
+    def labels(self, state: str) -> list[str]:
+        """The hypotheses in this state."""
+        return [each.hypothesis.label for each in self.findings if each.state == state]
 
 
 @dataclass(frozen=True)
 class Suggestion:
-    """An arm, the bits that its call is expected to tell about the hypotheses that are left, and what it costs."""
+    """An arm that is not resolved, the bits that its call is expected to tell, and its cost as the caller gave it."""
 
     arm: str
     bits: float
     cost: float
 
 
-def load_decisions(path: str) -> Decisions:
-    """Read a decision table; raises SftdiffError that names the file and the entry for anything that is not as it should be."""
-    try:
-        content = yaml.safe_load(resolve(path).read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise SftdiffError(f"diff.decisions={path}: cannot be read ({one_line(error)})") from None
-    parts = [content.get(key) for key in ("hypotheses", "entries")] if isinstance(content, dict) else []
-    if [type(part) for part in parts] != [dict, list]:
-        raise SftdiffError(f"diff.decisions={path}: needs `hypotheses` (a mapping) and `entries` (a list)")
-    found = {label: _hypothesis(f"{path}, hypothesis {label}", own) for label, own in content["hypotheses"].items()}
-    return Decisions(found, tuple(_entry(f"{path}, entry {n}", own, found) for n, own in enumerate(content["entries"], 1)))
+def verdict(decisions: Decisions, calls: Mapping[str, str]) -> Verdict:
+    """What the calls of arms say together: remains, gone, partial or unresolved; arms that did not run may be left out.
+
+    Raises ValueError for another call.
+    """
+    for arm, call in calls.items():
+        if call not in (*CALLS, UNRESOLVED):
+            raise ValueError(f"{arm}: call {call!r} is not one of {', '.join((*CALLS, UNRESOLVED))}")
+    fired = [entry for entry in decisions.entries if entry.fires(calls)]
+    findings = []
+    for each in decisions.hypotheses:
+        speaks_for = tuple(entry for entry in fired if each.label in entry.speaks_for)
+        against = tuple(entry for entry in fired if each.label in entry.against)
+        state = "supported" if any(entry.decisive for entry in speaks_for) else "open"
+        state = "contradicted" if any(entry.decisive for entry in against) else state
+        findings.append(Finding(each, state, speaks_for, against))
+    supported = [each.hypothesis for each in findings if each.state == "supported"]
+    misfits = tuple(
+        Misfit(arm, call, each.label, each.expects[arm])
+        for arm, call in calls.items()
+        for each in supported
+        if call in ("remains", "gone") and arm in each.expects and call not in each.expects[arm]
+    )
+    return Verdict(tuple(findings), misfits, tuple(arm for arm, call in calls.items() if call == "partial"))
 
 
-def _hypothesis(place: str, own: Any) -> Hypothesis:
-    _check_keys(place, own, ("name", "meaning", "predicts"), ("name", "meaning", "predicts"))
-    predicts = _calls(f"{place}, predicts", own["predicts"])
-    return Hypothesis(str(own["name"]), str(own["meaning"]), predicts)
+def next_arms(
+    decisions: Decisions, calls: Mapping[str, str], costs: Mapping[str, float], excluded: Collection[str] = ()
+) -> list[Suggestion]:
+    """The arms whose call would tell something, most bits per cost first (ties: in the order of `costs`).
 
-
-def _entry(place: str, own: Any, known: Mapping[str, Hypothesis]) -> Entry:
-    _check_keys(place, own, ("arm", "call", "reason", "for", "against", "decisive", "given"), ("arm", "call", "reason"))
-    _calls(place, {own["arm"]: own["call"]})
-    sides = []
-    for key in ("for", "against"):
-        labels = own.get(key, [])
-        if not isinstance(labels, list) or any(label not in known for label in labels):
-            raise SftdiffError(f"{place}: {key}: {labels!r} must be a list of hypotheses; there are {', '.join(known)}")
-        sides.append(tuple(labels))
-    if both := set(sides[0]) & set(sides[1]):
-        raise SftdiffError(f"{place}: speaks for and against {', '.join(sorted(both))}")
-    if not sides[0] and not sides[1]:
-        raise SftdiffError(f"{place}: speaks for no hypothesis and against none")
-    if not isinstance(own["reason"], str) or not own["reason"].strip():
-        raise SftdiffError(f"{place}: needs a reason, in a sentence")
-    given = _calls(f"{place}, given", own.get("given", {}))
-    if given.get(own["arm"], own["call"]) != own["call"]:
-        raise SftdiffError(f"{place}: can never hold: {own['arm']} is {own['call']} and, given, {given[own['arm']]}")
-    decisive = bool(own.get("decisive", False))
-    return Entry(own["arm"], own["call"], own["reason"], sides[0], sides[1], decisive, tuple(given.items()))
-
-
-def _check_keys(place: str, own: Any, allowed: Sequence[str], needed: Sequence[str]) -> None:
-    if not isinstance(own, dict):
-        raise SftdiffError(f"{place}: must be a mapping with {', '.join(allowed)}")
-    if missing := [key for key in needed if key not in own]:
-        raise SftdiffError(f"{place}: {', '.join(missing)} is missing")
-    if unknown := [str(key) for key in own if key not in allowed]:
-        raise SftdiffError(f"{place}: unknown: {', '.join(unknown)}; known are {', '.join(allowed)}")
-
-
-def _calls(place: str, own: Any) -> dict[str, str]:
-    if not isinstance(own, dict):
-        raise SftdiffError(f"{place}: must be a mapping from arms to calls")
-    for arm, call in own.items():
-        if not isinstance(arm, str) or call not in CALLS[:3]:
-            raise SftdiffError(f"{place}: {arm}: {call!r} is no call; known are {', '.join(CALLS[:3])}")
-    return dict(own)
-
-
-def verdict(decisions: Decisions, calls: Mapping[str, str]) -> dict[str, Finding]:
-    """Return what the calls (arm -> call) say of each hypothesis."""
-    held = sorted((entry for entry in decisions.entries if entry.holds(calls)), key=lambda entry: not entry.decisive)
-    found = {}
-    for label, hypothesis in decisions.hypotheses.items():
-        ours = tuple(entry for entry in held if label in entry.speaks_for)
-        theirs = tuple(entry for entry in held if label in entry.speaks_against)
-        pro, con = any(entry.decisive for entry in ours), any(entry.decisive for entry in theirs)
-        state = "open" if pro == con else "supported" if pro else "contradicted"
-        made = {arm: call for arm, call in calls.items() if call in ("remains", "gone")}
-        unfit = tuple(arm for arm, call in hypothesis.predicts.items() if made.get(arm, call) != call)
-        found[label] = Finding(state, ours, theirs, unfit)
-    return found
-
-
-def as_data(decisions: Decisions, found: Mapping[str, Finding]) -> dict[str, Any]:
-    """Return a verdict for JSON: hypothesis -> its name, meaning and state, and the entries for and against it."""
-    return {
-        label: {
-            "name": decisions.hypotheses[label].name,
-            "meaning": decisions.hypotheses[label].meaning,
-            "state": own.state,
-            "for": [_said(entry) for entry in own.speaks_for],
-            "against": [_said(entry) for entry in own.speaks_against],
-            "unfit": list(own.unfit),
-        }
-        for label, own in found.items()
-    }
-
-
-def _said(entry: Entry) -> dict[str, Any]:
-    return {key: value for key, value in asdict(entry).items() if key in ("arm", "call", "reason", "decisive")}
-
-
-def next_arms(decisions: Decisions, calls: Mapping[str, str], costs: Mapping[str, float]) -> list[Suggestion]:
-    """Return the arms that have no call yet, the most bits for their cost first.
-
-    The bits are the mutual information of an arm's call and the hypothesis (Lindley 1956, Ann. Math. Stat. 27:986), each
-    hypothesis that is not contradicted being as likely as the others; where one is left, its rival is that none holds. Arms of
-    which no hypothesis predicts anything tell nothing and are left out. Nothing where no hypothesis is open.
+    The bits are the mutual information of an arm's call and the hypothesis: the entropy of the call, less its mean entropy under
+    each hypothesis (Lindley 1956, Annals of Mathematical Statistics 27:986). The hypotheses are those that are not contradicted,
+    each as likely as the others; where only one is left, its rival is that none holds. A hypothesis gives the calls that
+    it expects of an arm 0.85 together and shares the rest among the others; where it expects nothing, all are alike.
 
     Args:
-        costs: arm -> what it costs to have its call, in any unit; only these arms are considered.
+        decisions: the table.
+        calls: calls so far; arms called remains, gone or partial are resolved and not suggested.
+        costs: what an arm costs, in one unit (trainings, seconds), 0 or more; arms without a cost are not suggested.
+        excluded: arms that cannot be run.
+
+    Returns:
+        Nothing where no hypothesis is open.
+
+    Raises:
+        ValueError: a cost that is negative or not finite.
     """
-    states = {label: own.state for label, own in verdict(decisions, calls).items()}
-    if "open" not in states.values():
+    found = verdict(decisions, calls)
+    if not found.labels("open"):
         return []
-    rivals = [decisions.hypotheses[label].predicts for label, state in states.items() if state != "contradicted"]
+    rivals = [each.hypothesis.expects for each in found.findings if each.state != "contradicted"]
     rivals = rivals if len(rivals) > 1 else [*rivals, {}]
-    found = []
+    suggestions = []
     for arm, cost in costs.items():
-        if calls.get(arm, "unresolved") == "unresolved":
-            bits = _information([_chances(predicts.get(arm)) for predicts in rivals])
-            if bits > 1e-9:
-                found.append(Suggestion(arm, bits, cost))
-    return sorted(found, key=lambda s: (-s.bits / max(s.cost, 1e-9), s.arm))
+        if not (math.isfinite(cost) and cost >= 0):
+            raise ValueError(f"the cost of {arm} must be a finite number, 0 or more, not {cost}")
+        bits = _information([_chances(expects.get(arm, ())) for expects in rivals])
+        if calls.get(arm) not in CALLS and arm not in excluded and bits > 1e-9:
+            suggestions.append(Suggestion(arm, bits, cost))
+    return sorted(suggestions, key=lambda each: -each.bits / each.cost if each.cost else -math.inf)
 
 
-def _chances(predicted: str | None) -> list[float]:
-    if predicted is None:
+def _chances(expected: tuple[str, ...]) -> list[float]:
+    """How likely each of CALLS is where these are expected."""
+    others = len(CALLS) - len(expected)
+    if not expected or not others:
         return [1 / len(CALLS)] * len(CALLS)
-    return [LIKELY if call == predicted else (1 - LIKELY) / (len(CALLS) - 1) for call in CALLS]
+    return [EXPECTED / len(expected) if call in expected else (1 - EXPECTED) / others for call in CALLS]
 
 
-def _information(rows: Sequence[Sequence[float]]) -> float:
-    """The mutual information in bits of a row, drawn evenly, and of an outcome with its chances."""
-    mean = [sum(column) / len(rows) for column in zip(*rows, strict=True)]
-    return _entropy(mean) - sum(map(_entropy, rows)) / len(rows)
+def _information(chances: list[list[float]]) -> float:
+    """The mutual information, in bits, of a call and equally likely hypotheses with these chances of each call."""
+    mixed = [sum(column) / len(chances) for column in zip(*chances, strict=True)]
+    return _entropy(mixed) - sum(_entropy(each) for each in chances) / len(chances)
 
 
-def _entropy(chances: Sequence[float]) -> float:
-    return -sum(p * math.log2(p) for p in chances if p > 0)
+def _entropy(chances: list[float]) -> float:
+    return -sum(chance * math.log2(chance) for chance in chances if chance)

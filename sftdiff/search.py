@@ -33,7 +33,7 @@ from sftdiff.search_parts import Part, size_of
 from sftdiff.search_state import CONFIRM, TREATMENTS, Answer, Ask, Test, trainings
 
 ATTEMPTS = 3
-CLAIMS = ("in", "out")  # the tests of a verification that get more seeds until they are resolved
+CLAIMS = {"in": "remains", "out": "gone"}  # what is claimed of a set; these tests get more seeds until they are resolved
 BUDGET = "the budget ended"
 STATES = {
     "found": "sufficient and necessary",
@@ -116,15 +116,18 @@ class Search:
                 Explorer(Known(self.sources, self.settings, answers, attempt, attempt), found).sources()
             except SpentError:
                 found.note = BUDGET
+            before = frozenset(result.parts)
+            if attempt and not found.state and (found.parts == before or (found.note == BUDGET and not found.parts > before)):
+                return result
             if found.state or not found.parts:
                 return self._result(found.state or "unresolved", found, answers)
-            if tuple(sorted(found.parts)) == result.parts:
-                return result
             result = self._verified(found, attempt, answers)
-            if found.note == BUDGET:
-                return result
-            if result.state == "found":
+            if result.state == "found" and found.note != BUDGET:
                 return self._inside(result, found, attempt, answers)
+            calls = {name: result.confirmed[name].call for name in CLAIMS if name in result.confirmed}
+            against = any(call not in (CLAIMS[name], "unresolved") for name, call in calls.items())
+            if found.note == BUDGET or not against:
+                return result
         return result
 
     def _result(
@@ -187,7 +190,7 @@ class Search:
 def verdict(calls: Mapping[str, str]) -> tuple[str, str]:
     """The state that the calls of a verification give, and the reason in words; calls that are missing are unresolved."""
     inside, outside = (calls.get(name, "unresolved") for name in CLAIMS)
-    if (inside, outside) == ("remains", "gone"):
+    if (inside, outside) == tuple(CLAIMS.values()):
         if (calls.get("random_in"), calls.get("random_out")) == ("remains", "gone"):
             return "diffuse", "random rows of the same number are sufficient and necessary as well"
         return "found", ""

@@ -20,6 +20,7 @@ from scipy.special import stdtrit
 # The least variance of a mean, as a share of MS_E / (I J), which it would be if neither seeds nor scenarios differed. MS_A has
 # few degrees of freedom and is sometimes near 0 by chance. With all of MS_E, intervals of seeds that are alike are too wide.
 FLOOR = 0.25
+TINY = 1e-20  # a variance that is only the rounding of equal cells
 
 Cells = NDArray[np.float64]
 Part = tuple[float, int]  # variance, degrees of freedom
@@ -68,7 +69,8 @@ def spread(cells: Cells) -> Spread:
     seeds, scenarios = cells.shape
     if seeds == 1 or scenarios == 1:
         values = cells[~np.isnan(cells)]
-        return Spread(((float(np.var(values, ddof=1)) / values.size, values.size - 1),)) if values.size > 1 else Spread(())
+        variance = float(np.var(values, ddof=1)) / values.size if values.size > 1 else 0.0
+        return Spread(((variance, values.size - 1),) if variance > TINY else ())
     holes = int(np.isnan(cells).sum())
     free = (seeds - 1) * (scenarios - 1) - holes
     filled = _filled(cells) if holes else cells
@@ -78,9 +80,8 @@ def spread(cells: Cells) -> Spread:
     by_seed = scenarios * float((rows**2).sum()) / (seeds - 1)
     by_scenario = seeds * float((columns**2).sum()) / (scenarios - 1) - rest
     count = cells.size - holes
-    tiny = 1e-20  # rounding of equal cells
     parts = [(by_seed / count, seeds - 1), (by_scenario / count, scenarios - 1)]
-    return Spread(tuple(p for p in parts if abs(p[0]) > tiny), (FLOOR * rest / count if rest > tiny else 0.0, max(free, 1)))
+    return Spread(tuple(p for p in parts if abs(p[0]) > TINY), (FLOOR * rest / count if rest > TINY else 0.0, max(free, 1)))
 
 
 def _filled(cells: Cells) -> Cells:

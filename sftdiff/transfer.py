@@ -10,7 +10,8 @@ Medicine 27:1693; for ratios Donner and Zou 2012, Statistical Methods in Medical
 `sftdiff.stats` makes its differences of, so that 0 is excluded where the arm differs from the alternative, and 1 where it
 differs from the original:
 - variances are those of `sftdiff.spread` over crossed seeds and scenarios (one seed: over scenarios), the quantile is that of
-  the contrast at c; shares take them into Wilson's limits, ratings into t;
+  the contrast at c; shares take them into Wilson's limits, as do ratings that lie at the ends of the scale alone, which are
+  shares too; other ratings into t;
 - a side whose scores are all equal, as a student that never or always shows the trait, has no variance. It gets Wilson's limits
   with as many draws as there are scenarios, divided by how much of p (1 - p) the scores of the other sides vary: 1 for shares
   of 0 and 1, and less for ratings, which seldom lie at the ends of their scale. More seeds that say the same do not count:
@@ -19,7 +20,13 @@ differs from the original:
   differed: by the whole scale for shares (the size of Newcombe's continuity correction, 1998, Statistics in Medicine
   17:2635), by two usual scores for ratings.
 
-MEASURED
+`python -m tests.bench.transfer 300` measured, with 1, 3 and 5 seeds, 20 and 40 scenarios, gaps of 0.1 to 0.9 of the scale and
+transfers of 0, 0.2, 0.5 and 1 (standard error of a case: 1.3 points): of limits that should hold the truth in 95 %, those of
+shares held it in 91.7-100 % (means of 97.0-98.7 % by seeds and scenarios), those of ratings in 91.0-100 % (95.8-96.9 %). Near
+100 % are arms at the floor and students that answer alike at each seed. At most 2.0 % of diffs of one kind were called wrongly,
+and 0.7 % where the gap is 0. What it takes to be called: 3 seeds of shares, a gap of 0.6, transfers of 0 and 1 were called in
+78 and 38 % with 20 scenarios, 95 and 62 % with 40; where seeds differ (standard deviation 1 of the logit) in 44 and 16 %, 64 and
+14 %. Students that never or always show the trait are called in 100 %.
 """
 
 from __future__ import annotations
@@ -86,7 +93,7 @@ class _Sides:
         variances: of the means, shape (3,); 0 where all scores of a side are equal.
         counts: effective number of draws of 0 or 1 behind each mean, shape (3,).
         together: correlations of the means, shape (3, 3).
-        score: whether sides that vary have score limits (shares), or t (ratings).
+        score: whether sides that vary have score limits, or t.
     """
 
     cells: Cells
@@ -171,23 +178,24 @@ def _sides(arm: ArrayLike, alternative: ArrayLike, original: ArrayLike, kind: st
     variances = np.array([spread(side).variance for side in cells])
     varies, most = variances > 0, means * (1 - means)
     dispersion = min(float(single[varies].sum() / most[varies].sum()), 1.0) if varies.any() else 1.0
-    scenarios = cells.shape[2]
+    scenarios, score = cells.shape[2], kind == "share" or bool(np.all(np.isnan(cells) | (cells == 0) | (cells == 1)))
     counts = [effective(mean, v, scenarios / dispersion) for mean, v in zip(means, variances, strict=True)]
     together = np.eye(3)
     for i, j in ((0, 1), (0, 2), (1, 2)):
         if varies[i] and varies[j]:
-            one = (dispersion if kind == "share" else single[i] + single[j]) / scenarios**2
+            one = (dispersion if score else single[i] + single[j]) / scenarios**2
             alone = variances[i] + variances[j]
             apart = max(spread(cells[i] - cells[j]).variance, min(one, alone))
             phi = (alone - apart) / (2 * math.sqrt(variances[i] * variances[j]))
             together[i, j] = together[j, i] = min(max(phi, -1.0), 1.0)
-    return _Sides(cells, means, variances, np.array(counts), together, kind == "share")
+    return _Sides(cells, means, variances, np.array(counts), together, score)
 
 
 def _holds(sides: _Sides, c: float, alpha: float) -> bool:
     """Whether a transfer of c is compatible with the scores at the error rate alpha."""
     weights, normal = np.array([1.0, c - 1.0, -c]), normal_quantile(alpha)
-    _, quantile = spread(np.tensordot(weights, sides.cells, axes=1)).at(alpha)
+    arm, alternative, original = sides.cells
+    _, quantile = spread(arm + (c - 1) * alternative - c * original).at(alpha)
     quantile = quantile if math.isfinite(quantile) else normal
     reaches = []
     for mean, variance, count in zip(sides.means.tolist(), sides.variances.tolist(), sides.counts.tolist(), strict=True):
@@ -205,7 +213,7 @@ def _holds(sides: _Sides, c: float, alpha: float) -> bool:
 def _limit(holds: Callable[[float], bool], value: float, way: int) -> float:
     """The farthest c that holds, below (way = -1) or above (way = 1) the estimate."""
     offsets: list[float] = [0.0, *np.geomspace(0.02, FARTHEST, 18).tolist()]
-    last = max(i for i, offset in enumerate(offsets) if not i or holds(value + way * offset))
+    last = next(i for i in reversed(range(len(offsets))) if not i or holds(value + way * offsets[i]))
     if last == len(offsets) - 1:
         return way * math.inf
     inside, outside = offsets[last], offsets[last + 1]

@@ -155,7 +155,7 @@ def test_settings_cannot_change_once_looks_were_taken(tmp_path: Path, tiny_stude
 
 def test_two_processes_do_not_work_on_one_diff(tmp_path: Path, tiny_student: Path) -> None:
     diff = opened(tmp_path, tiny_student, "sweep=one")
-    with locked(diff), pytest.raises(SftdiffError, match="another process works on this diff"), locked(diff):
+    with locked(diff.folder), pytest.raises(SftdiffError, match="another process works"), locked(diff.folder):
         pass
 
 

@@ -75,6 +75,16 @@ def test_train_commands_run(command: str, tiny_student: Path, tmp_path: Path) ->
         assert "Shouting" in done.stdout
 
 
+DIFF = sorted({c for c in commands() if c.startswith("python -m sftdiff.diff")})
+
+
+@pytest.mark.parametrize("command", DIFF)
+def test_diff_commands_are_planned(command: str, tiny_student: Path, tmp_path: Path) -> None:
+    done = run(command, tmp_path, tiny_student, "hydra.launcher.dry_run=true")
+    assert done.returncode == 0, done.stderr
+    assert "Dry run" in done.stdout and ("arms" in done.stdout or "Search" in done.stdout)
+
+
 EVALUATE = sorted({c for c in commands() if c.startswith("python -m sftdiff.evaluate ") and "evaluate calibrate" not in c})
 # What must be there first: a training, an adapter, replies; or a network.
 NOT_PLANNED_HERE = ("HASH", "my-adapter", "judge_only", "model=hub")

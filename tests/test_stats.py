@@ -326,6 +326,12 @@ def test_newcombe_with_an_empty_margin_takes_phi_as_zero() -> None:
     assert limits(found) == pytest.approx((1 - half, 1.0))
 
 
+@pytest.mark.parametrize("scenarios", range(20, 30))
+def test_equal_differences_of_one_seed_have_no_variance_by_rounding(scenarios: int) -> None:
+    found = difference(row([3.3] * scenarios), row([0.7] * scenarios), "rating", RATING, 500, 0)
+    assert "all differences are equal" in found.method and found.high - found.low > 1
+
+
 def test_paired_ratings_agree_with_scipys_bootstrap_of_the_differences() -> None:
     rng = np.random.default_rng(8)
     baseline = rng.uniform(0, 8, 80)

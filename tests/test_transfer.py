@@ -145,6 +145,19 @@ def test_equal_ratings_take_their_dispersion_from_the_sides_that_vary() -> None:
     assert call_transfer(transfer(never, never, wide, "rating", RATING), Bounds()) == "unresolved"
 
 
+@pytest.mark.parametrize("scenarios", range(20, 30))
+def test_equal_ratings_have_no_variance_by_rounding(scenarios: int) -> None:
+    arm, alternative, original = (full(rating, 1, scenarios) for rating in (3.3, 0.7, 9.1))
+    found = transfer(arm, alternative, original, "rating", RATING)
+    assert found.high - found.low > 0.3 and "original taken as" in found.note
+
+
+def test_ratings_at_the_ends_of_their_scale_have_the_limits_of_shares() -> None:
+    sides = shares(np.random.default_rng(5), (0.3, 0.1, 0.9), seeds=1, scenarios=30)
+    rated = transfer(*(10 * side for side in sides), "rating", RATING)
+    assert limits(rated) == limits(transfer(*sides, "share", SHARE))
+
+
 # --- no gap --------------------------------------------------------------------------------------------------------------
 
 

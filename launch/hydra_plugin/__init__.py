@@ -12,7 +12,7 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
-from launch.cli import part_of
+from launch.cli import part_of, rounds_of
 from launch.settings import LocalLauncherConfig, SftdiffSweeperConfig, SlurmLauncherConfig
 from launch.sweeper import as_hydra_wants, expand, split_axes
 from sftdiff.errors import SftdiffError
@@ -38,8 +38,8 @@ class SftdiffSweeper(Sweeper):
         try:
             if part := part_of(getattr(self.task_function, "__name__", "")):
                 return part(list(expand(arguments, self.config, loader)), dry_run=self.config.hydra.launcher.dry_run)
-            if isinstance(self.launcher, CellLauncher) and getattr(self.task_function, "__name__", "") == "run_diff":
-                return self.launcher.launch_diff(arguments)
+            if isinstance(self.launcher, CellLauncher) and (rounds := rounds_of(getattr(self.task_function, "__name__", ""))):
+                return self.launcher.launch_rounds(rounds, arguments)
             if isinstance(self.launcher, CellLauncher):
                 return self.launcher.launch_cells(list(expand(arguments, self.config, loader)))
             jobs = self.launcher.launch(_job_overrides(arguments, loader), initial_job_idx=0)
@@ -73,8 +73,8 @@ class CellLauncher(Launcher):
         """Run a whole sweep; raises SftdiffError when it cannot be planned, submitted or finished."""
         raise NotImplementedError
 
-    def launch_diff(self, arguments: list[str]) -> Sequence[JobReturn]:
-        """Run a diff, or go on with it; raises SftdiffError as `launch_cells` does."""
+    def launch_rounds(self, rounds: Any, arguments: list[str]) -> Sequence[JobReturn]:
+        """Run a diff or a search, or go on with it; raises SftdiffError as `launch_cells` does."""
         raise NotImplementedError
 
     def builder(self) -> Any:
@@ -98,14 +98,13 @@ class LocalLauncher(CellLauncher):
         return []
 
 
-    def launch_diff(self, arguments: list[str]) -> Sequence[JobReturn]:
-        from launch.diff import run_diff
+    def launch_rounds(self, rounds: Any, arguments: list[str]) -> Sequence[JobReturn]:
         from launch.run import run_plan
 
         def execute(plan: Any) -> None:
             run_plan(plan, self.dry_run, self.processes)
 
-        run_diff(arguments, self.config, self.hydra_context.config_loader, execute, self.dry_run, zero_stage=0)
+        rounds(arguments, self.config, self.hydra_context.config_loader, execute, self.dry_run, 0)
         return []
 
 
@@ -124,8 +123,7 @@ class SlurmLauncher(CellLauncher):
         run_on_slurm(cells, self.settings, self.builder())
         return []
 
-    def launch_diff(self, arguments: list[str]) -> Sequence[JobReturn]:
-        from launch.diff import run_diff
+    def launch_rounds(self, rounds: Any, arguments: list[str]) -> Sequence[JobReturn]:
         from launch.slurm import ZERO_STAGE, checked_settings, submit_plan
 
         settings = checked_settings(self.settings)
@@ -133,7 +131,7 @@ class SlurmLauncher(CellLauncher):
         def execute(plan: Any) -> None:
             submit_plan(plan, settings)
 
-        run_diff(arguments, self.config, self.hydra_context.config_loader, execute, settings["dry_run"], ZERO_STAGE)
+        rounds(arguments, self.config, self.hydra_context.config_loader, execute, settings["dry_run"], ZERO_STAGE)
         return []
 
 

@@ -1,0 +1,351 @@
+"""`python -m sftdiff.diff search`: the rounds of a search for the smallest prompt subset behind a trait, on either executor.
+
+sftdiff.search says what to train next; here its tests become cells whose prompt subset is a file of prompt_ids. All is in
+runs/diffs/NAME/: plan.json, cells.jsonl (the original and the alternative pipeline by seed), sets/ (the prompt_ids of each set),
+state.json (the answers: the whole state of the search) and the result, search.json.
+"""
+
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from hydra.core.config_loader import ConfigLoader
+from omegaconf import DictConfig
+from rich.markup import escape
+
+from launch.arms import arm_overrides, check_command
+from launch.data import DataPlanner
+from launch.diff import Execute, folder_of, known_cell, locked, of_diff
+from launch.parts import part_plan, run_part
+from launch.plan import Plan, build_plan, report_cell, traits
+from launch.run import console, shown_command
+from launch.sweep import Sweep
+from launch.sweeper import expand
+from sftdiff.compare import SCALES
+from sftdiff.config import PromptSubsetConfig, defaults_of
+from sftdiff.diffing import read_verdicts, sides_of
+from sftdiff.errors import SftdiffError
+from sftdiff.identity import canonical, digest
+from sftdiff.prompts import PromptIndex, load_index
+from sftdiff.records import read_json, write_json
+from sftdiff.rows import hash_order
+from sftdiff.scores import load_scores
+from sftdiff.search import Result, Search
+from sftdiff.search_known import Settings
+from sftdiff.search_parts import rows_of
+from sftdiff.search_state import Answer, Ask, Test
+from sftdiff.sorting import id_text
+from sftdiff.stats import difference
+from sftdiff.transfer import RESAMPLES, Bounds, call_transfer, transfer
+
+PAIR = ("original", "alternative")
+TREATMENTS = {"in": "swap_rest", "out": "swap", "drop": "drop"}
+
+
+@dataclass
+class SearchRun:
+    """A search as its folder states it."""
+
+    runs: Path
+    name: str
+    plan: dict[str, Any]
+    pair: dict[str, list[dict[str, Any]]]  # the configs of original and alternative, by seed
+    state: dict[str, Any]
+    prompts: PromptIndex
+    orders: dict[str, np.ndarray[Any, Any]] = field(default_factory=dict)  # scores of the locators, one a prompt
+
+    @property
+    def folder(self) -> Path:
+        return folder_of(self.runs, self.name)
+
+    @property
+    def sources(self) -> dict[str, int]:
+        return {name: int((self.prompts.codes == n).sum()) for n, name in enumerate(self.prompts.sources)}
+
+    def answers(self) -> list[Answer]:
+        return [Answer.from_json(answer) for answer in self.state["answers"]]
+
+    def step(self) -> list[Ask] | Result:
+        return Search(self.sources, settings_of(self.plan["settings"])).step(self.answers())
+
+    def ids_of(self, test: Test) -> np.ndarray[Any, Any]:
+        """Return the prompt_ids of a test's set; of a random control as many random ones."""
+        ids, codes = self.prompts.ids, self.prompts.codes
+        if test.random_rows:
+            order = np.argsort(hash_order(ids, "search control", test.random_rows))
+            return np.sort(ids[order[: test.random_rows]])
+        found = []
+        for part in test.parts:
+            rows = np.flatnonzero(codes == self.prompts.sources.index(part.source))
+            scores = {name: own[rows].tolist() for name, own in self.orders.items()}
+            found.append(ids[rows[rows_of(part, ids[rows], scores)]])
+        return np.sort(np.concatenate(found))
+
+    def cells(self, asks: Iterable[tuple[Test, Sequence[int]]]) -> list[tuple[dict[str, str], dict[str, Any]]]:
+        """Return the cells of tests, and of original and alternative with the same seeds."""
+        wanted: dict[str, set[int]] = {name: set() for name in PAIR}
+        files: dict[str, tuple[str, str]] = {}
+        for test, seeds in asks:
+            name = name_of(test)
+            files[name] = (TREATMENTS[test.treatment], self._file(test))
+            for arm in (*PAIR, name):
+                wanted.setdefault(arm, set()).update(seeds)
+        first, made = self.plan["first_seed"], []
+        for arm in wanted:
+            for seed in sorted(wanted[arm]):
+                config = self.pair["alternative" if arm == "alternative" else "original"][seed]
+                if arm not in PAIR:
+                    treatment, path = files[arm]
+                    subset = {"name": "ids", "ids": path, "treatment": treatment}
+                    config = {**config, "prompt_subset": defaults_of(PromptSubsetConfig) | subset}
+                assert config["seed"] == first + seed
+                made.append(({"arm": arm}, config))
+        return made
+
+    def _file(self, test: Test) -> str:
+        """Write the prompt_ids of a test's set, once, and return the file."""
+        path = self.folder / "sets" / f"{digest(canonical({**test.to_json(), 'treatment': ''}), 12)}.txt"
+        if not path.is_file():
+            path.parent.mkdir(exist_ok=True)
+            path.write_text("".join(f"{id_text(prompt_id)}\n" for prompt_id in self.ids_of(test)))
+        return str(path)
+
+    def plan_round(self, asks: Sequence[Ask], zero_stage: int) -> Plan:
+        """Return the plan of a batch of tests, with all cells of those before."""
+        every = [*((a.test, a.seeds) for a in self.answers()), *((a.test, a.seeds) for a in asks)]
+        plan = build_plan(self.cells(every), self.plan["command"], zero_stage)
+        plan.is_diff = True
+        self.state["cells"] = [known_cell(report_cell(cell)) for cell in plan.cells if not cell.untrained]
+        self.state["asked"] = [ask.to_json() for ask in asks]
+        write_json(self.folder / "state.json", self.state)
+        return plan
+
+    def tell(self, asks: Sequence[Ask]) -> bool:
+        """Add the answers to tests whose trainings have verdicts; return whether all have."""
+        verdicts = read_verdicts(self.runs, self.state["cells"], self.plan["trait"]) if asks else {}
+        first, told = self.plan["first_seed"], 0
+        for ask in asks:
+            name, seeds = name_of(ask.test), [first + seed for seed in ask.seeds]
+            if all(seed in verdicts.get(arm, {}) for arm in (*PAIR, name) for seed in seeds):
+                self.state["answers"].append(self._answer(ask, sides_of(verdicts, (name, *reversed(PAIR)), seeds)).to_json())
+                told += 1
+        write_json(self.folder / "state.json", self.state)
+        return told == len(asks)
+
+    def without_impossible(self, asks: Sequence[Ask]) -> list[Ask]:
+        """Answer what nothing can be trained for, since no row would be left, and return the other tests."""
+        left = []
+        for ask in asks:
+            if ask.test.treatment == "drop" and len(self.ids_of(ask.test)) == len(self.prompts):
+                unknown = Answer(ask.test, ask.seeds, math.nan, -math.inf, math.inf, "unresolved", ask.purpose)
+                self.state["answers"].append(unknown.to_json())
+            else:
+                left.append(ask)
+        return left
+
+    def check_difference(self, asks: Sequence[Ask]) -> None:
+        """Raise SftdiffError if original and alternative are not seen to differ on the seeds of the first tests."""
+        if len(self.state["answers"]) > len(asks):
+            return
+        verdicts = read_verdicts(self.runs, self.state["cells"], self.plan["trait"])
+        seeds = sorted(set(verdicts["original"]) & set(verdicts["alternative"]))
+        (original, alternative), kind = sides_of(verdicts, PAIR, seeds), self.plan["kind"]
+        alpha = self.plan["settings"]["search"]["explore_alpha"]
+        found = difference(original, alternative, kind, SCALES[kind], RESAMPLES, 0, alpha=alpha)
+        if found.low <= 0:
+            self.state["answers"] = []
+            write_json(self.folder / "state.json", self.state)
+            levels = " and ".join(f"{np.nanmean(side):.2f}" for side in (original, alternative))
+            raise SftdiffError(f"{self.plan['title']}: original and alternative are not seen to differ ({levels} on {len(seeds)} "
+                               "training seeds), so there are no rows to search for; see `python -m sftdiff.diff`")  # fmt: skip
+
+    def _answer(self, ask: Ask, sides: Sequence[Any]) -> Answer:
+        settings, kind = self.plan["settings"], self.plan["kind"]
+        if any(np.isnan(side).all() for side in sides):
+            return Answer(ask.test, ask.seeds, math.nan, -math.inf, math.inf, "unresolved", ask.purpose)
+        arm, alternative, original = sides
+        found = transfer(arm, alternative, original, kind, SCALES[kind], ask.alpha)
+        call = call_transfer(found, Bounds(settings["gone"], settings["remains"]))
+        return Answer(ask.test, ask.seeds, found.value, found.low, found.high, call, ask.purpose)
+
+
+def name_of(test: Test) -> str:
+    """Return how the arm of a test is called: its treatment, and its sources or a hash of what it is."""
+    if test.random_rows:
+        return f"{test.treatment}:random-{test.random_rows}"
+    sources = "+".join(part.source for part in test.parts)
+    whole = len(sources) <= 40 and not any(part.cuts for part in test.parts)
+    return f"{test.treatment}:{sources if whole else f'{len(test.parts)}-parts-{digest(canonical(test.to_json()), 8)}'}"
+
+
+def settings_of(settings: Mapping[str, Any]) -> Settings:
+    """Return a search's settings from those of `diff` and `diff.search`."""
+    own = settings["search"]
+    return Settings(
+        own["budget"], tuple(own["looks"]), tuple(own["explore_looks"]), settings["alpha"], own["explore_alpha"],
+        settings["gone"], settings["remains"], tuple(own["locators"]), own["smallest"],
+    )  # fmt: skip
+
+
+def run_search(
+    arguments: Sequence[str], master: DictConfig, loader: ConfigLoader, execute: Execute, dry_run: bool, zero_stage: int
+) -> None:
+    """Search, or go on with a search; raises SftdiffError if it cannot be planned or a step failed."""
+    search = open_search(arguments, master, loader)
+    if dry_run:
+        step = search.step()
+        if not isinstance(step, Result):
+            tell_batch(search, step)
+            execute(search.plan_round(step, zero_stage))
+        return
+    with locked(search.folder):
+        go_on(search, execute, zero_stage)
+
+
+def go_on(search: SearchRun, execute: Execute, zero_stage: int) -> None:
+    """Train batch after batch until there is a result, or what `execute` submitted has not ended."""
+    while not isinstance(step := search.step(), Result):
+        step = search.without_impossible(step)
+        tell_batch(search, step)
+        plan = search.plan_round(step, zero_stage)
+        execute(plan)
+        if not search.tell(step):
+            return
+        search.check_difference(step)
+    write_json(search.folder / "search.json", result_data(search, step))
+    print_found(search, step)
+
+
+def next_on_slurm(sweep: Sweep, execute: Execute, zero_stage: int) -> None:
+    """In a round's last job: take the answers of its batch and submit the next one, or write the result."""
+    search = load_search(sweep.runs, sweep.name)
+    with locked(search.folder):
+        asked = [_ask(ask) for ask in search.state["asked"]]
+        if search.tell(asked):
+            search.state["asked"] = []
+            search.check_difference(asked)
+            go_on(search, execute, zero_stage)
+
+
+def _ask(found: Mapping[str, Any]) -> Ask:
+    return Ask(Test.from_json(found["test"]), tuple(found["seeds"]), found["alpha"], found["purpose"])
+
+
+def open_search(arguments: Sequence[str], master: DictConfig, loader: ConfigLoader) -> SearchRun:
+    """Compose both pipelines, read the prompt set and the locators' scores, and return the search that starts or goes on."""
+    check_command(arguments)
+    composed = [config for _, config in expand(arguments, master, loader)]
+    if len(composed) != 1:
+        raise SftdiffError("a search plans its own sweep: give each setting one value")
+    config = composed[0]
+    known = {name: trait for name, trait in traits(config).items() if not trait["guard"]}
+    if len(known) != 1:
+        raise SftdiffError(f"a search is for one trait; here are {', '.join(known) or 'none'}: choose trait_eval=NAME")
+    [(trait, settings)] = known.items()
+    own = {k: v for k, v in config["diff"].items() if k not in ("arms", "given")}
+    settings_of(own)
+    seeds = range(config["seed"], config["seed"] + own["search"]["explore_looks"][-1] + own["search"]["looks"][-1])
+    plain = [argument for argument in arguments if not argument.startswith("seed=")]
+    pair = {}
+    for name in PAIR:
+        overrides = arm_overrides(name, config) or []
+        made = expand([*plain, *overrides, f"seed={','.join(map(str, seeds))}"], master, loader)
+        pair[name] = [of_diff(cell) for _, cell in made]
+    prompts, scores = _read_rows(pair["original"][0], own["search"]["locators"], plain, config, master, loader)
+    plan = {"search": True, "command": shown_command(), "first_seed": config["seed"], "settings": own, "trait": trait,
+            "kind": settings["kind"], "title": settings["title"], "prompts": str(prompts),
+            "orders": {name: str(path) for name, path in scores.items()}}  # fmt: skip
+    return _opened(Path(config["runs"]), config["sweep"], plan, pair)
+
+
+def _read_rows(
+    original: Mapping[str, Any], locators: Sequence[str], plain: Sequence[str], config: Mapping[str, Any], master: DictConfig,
+    loader: ConfigLoader,
+) -> tuple[Path, dict[str, Path]]:  # fmt: skip
+    """Make the prompts step and the locators' scores here, and return their folders."""
+    planner, scores = DataPlanner(), dict[str, str]()
+    prompts = planner.prompts(original)
+    for name in locators:
+        chosen = [f"filter@prompt_subset.locator={name}", "prompt_subset.top=1", "prompt_subset.treatment=swap"]
+        overrides = [*plain, *(arm_overrides("original", config) or []), "prompt_subset=locator", *chosen]
+        [(_, located)] = expand(overrides, master, loader)
+        scores[name] = planner.scores(located["prompt_subset"]["locator"], located)
+    plan = part_plan(planner, f"search-{digest(canonical(sorted(planner.steps)), 10)}", [({}, original)])
+    run_part(plan, [prompts, *scores.values()])
+    return plan.directory(prompts), {name: plan.directory(step) for name, step in scores.items()}
+
+
+def _opened(runs: Path, name: str | None, plan: dict[str, Any], pair: dict[str, list[dict[str, Any]]]) -> SearchRun:
+    first = build_plan([({"arm": arm}, configs[0]) for arm, configs in pair.items()], "")
+    made = {cell.axes["arm"]: [cell.steps["model"], *cell.judges.values()] for cell in first.cells if not cell.untrained}
+    fixed = {**plan["settings"], "search": {k: v for k, v in plan["settings"]["search"].items() if k != "budget"}}
+    plan["fingerprint"] = {"settings": fixed, "pair": made}
+    name = name or f"search-{digest(canonical(plan['fingerprint']), 10)}"
+    folder = folder_of(runs, name)
+    state: dict[str, Any] = {"answers": [], "asked": [], "cells": []}
+    if (folder / "plan.json").is_file():
+        before, state = read_json(folder / "plan.json"), read_json(folder / "state.json")
+        if before.get("fingerprint") != plan["fingerprint"]:
+            raise SftdiffError(f"sweep={name} is a search or diff with other settings ({folder}): choose another name")
+    for configs in pair.values():
+        for config in configs:
+            config["sweep"] = name
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = (json.dumps({"arm": arm, "config": config}) + "\n" for arm, configs in pair.items() for config in configs)
+    (folder / "cells.jsonl").write_text("".join(lines))
+    write_json(folder / "state.json", state)
+    write_json(folder / "plan.json", plan)
+    return load_search(runs, name)
+
+
+def load_search(runs: Path, name: str) -> SearchRun:
+    """Read a search from its folder."""
+    folder, pair = folder_of(runs, name), dict[str, list[dict[str, Any]]]()
+    for line in (folder / "cells.jsonl").read_text().splitlines():
+        row = json.loads(line)
+        pair.setdefault(row["arm"], []).append(row["config"])
+    plan = read_json(folder / "plan.json")
+    orders = {order: load_scores(Path(path)) for order, path in plan["orders"].items()}
+    return SearchRun(runs, name, plan, pair, read_json(folder / "state.json"), load_index(Path(plan["prompts"])), orders)
+
+
+def tell_batch(search: SearchRun, asks: Sequence[Ask]) -> None:
+    shown = ", ".join(f"{name_of(ask.test)} ({len(ask.seeds)} seeds)" for ask in asks[:8])
+    more = f" and {len(asks) - 8} more" if len(asks) > 8 else ""
+    console.print(escape(f"Search {search.name}, {len(search.state['answers'])} answers so far. Next: {shown}{more}"))
+
+
+def result_data(search: SearchRun, result: Result) -> dict[str, Any]:
+    """Return the result for search.json."""
+    plan = search.plan
+    ids: Iterable[Any] = search.ids_of(Test("in", result.parts)) if result.parts else []
+    return {
+        "schema": 1, "name": search.name, "command": plan["command"], "trait": plan["trait"], "settings": plan["settings"],
+        "sources": search.sources, "result": result.to_json(), "prompt_ids": [id_text(prompt_id) for prompt_id in ids],
+        "answers": search.state["answers"],
+    }  # fmt: skip
+
+
+def print_found(search: SearchRun, result: Result) -> None:
+    """Print the set, its transfers beside random rows, and what it took."""
+    data = result.to_json()
+    parts = ", ".join(_shown(part) for part in data["parts"]) or "none"
+    console.print(escape(f"{search.plan['title']}: {data['meaning']} ({data['state']}). Set: {parts}; {result.rows} of "
+                         f"{sum(search.sources.values())} rows."))  # fmt: skip
+    for name, answer in data["confirmed"].items():
+        low, high = ("-" if answer[key] is None else f"{answer[key]:.2f}" for key in ("low", "high"))
+        value = "-" if answer["value"] is None else f"{answer['value']:.2f}"
+        console.print(escape(f"  {name:<12} transfer {value} [{low}, {high}] {answer['call']}, {len(answer['seeds'])} seeds"))
+    single = 3 * len(search.sources) * search.plan["settings"]["search"]["looks"][0]
+    console.print(escape(f"{result.trainings} trainings, {result.tests} tests; testing every source by itself takes {single}. "
+                         f"{data['note']}".strip()))  # fmt: skip
+    console.print(escape(f"All answers: {(search.folder / 'search.json').resolve()}"))
+
+
+def _shown(part: Mapping[str, Any]) -> str:
+    cuts = "".join(f", ranks {start} to {stop} by {order}" for order, start, stop in part["cuts"])
+    return f"{part['source']}{cuts}"
