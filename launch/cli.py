@@ -7,11 +7,13 @@ from importlib import import_module
 from typing import Any
 
 import hydra
+import hydra._internal.utils as hydra_utils
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
+from launch.faults import with_file_faults
 from sftdiff.config import Config
 from sftdiff.errors import SftdiffError
 from sftdiff.packages import prefer_beside
@@ -31,6 +33,8 @@ def run_hydra(task: Callable[[DictConfig], None]) -> None:
     """Run Hydra on sys.argv with sftdiff's config tree, schema and plugins."""
     if os.environ.get("HYDRA_FULL_ERROR") != "1":
         sys.tracebacklimit = 0
+        # Hydra has no other place at which the errors of its first composition can be told in other words.
+        hydra_utils.run_and_report = with_file_faults(hydra_utils.run_and_report)  # type: ignore[assignment]
     try:
         check_overrides(sys.argv[1:])
         check_groups(sys.argv[1:])

@@ -55,7 +55,7 @@ class EvaluationPlanner(Planner):
         shown = {"model": model["label"] or model["name"]}
         shown |= {k: v for k, v in axes.items() if k not in NOT_ARMS and k.split(".")[0] != "model"}
         steps = {"student": student, "model": tested}
-        return Cell(shown, 0, True, config, steps, self.judges(config, tested, student), evaluated=True)
+        return Cell(shown, 0, config, steps, self.judges(config, tested, student), evaluated=True)
 
     def _model(self, config: Mapping[str, Any]) -> tuple[str, str]:
         """Return the steps (student, model): the same one twice if it is not known what the model was trained from."""

@@ -22,7 +22,7 @@ def detectable(plan: Plan) -> list[tuple[str, float, str]]:
     Replies to a scenario are taken as independent but for what is the scenario's own, and seeds as alike, so arms whose seeds
     differ much need more.
     """
-    cells = [cell for cell in plan.cells if not cell.untrained] or plan.cells
+    cells = [cell for cell in plan.cells if cell.trained] or plan.cells
     arms = Counter(cell.arm for cell in cells)
     found = {}
     for name, settings in traits(cells[0].config).items():

@@ -22,7 +22,7 @@ from sftdiff.traits import scenarios_version
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,59}")  # of a sweep
 NOT_ARMS = ("seed", "trait_eval")  # axes that do not make another arm
-REPORT_VERSION = 3
+REPORT_VERSION = 4
 JUDGED_BY = ("_target_", "rubric", "labels", "part", "kind", "guard")  # what of a trait's settings a judge reads
 
 
@@ -30,16 +30,25 @@ JUDGED_BY = ("_target_", "rubric", "labels", "part", "kind", "guard")  # what of
 class Cell:
     """One mixture x student x training config x seed, with the steps that belong to it.
 
-    `untrained`: this sweep does not train it; `evaluated`: it is a model that `sftdiff.evaluate` was given.
+    `evaluated`: it is a model that `sftdiff.evaluate` was given, and this sweep does not train it.
     """
 
     axes: dict[str, str]
     seed: int
-    untrained: bool
     config: Mapping[str, Any]
     steps: dict[str, str]  # kind -> step id
     judges: dict[str, str] = field(default_factory=dict)  # trait -> step id
     evaluated: bool = False
+
+    @property
+    def trained(self) -> bool:
+        """Whether this sweep trains it."""
+        return "train" in self.steps
+
+    @property
+    def untrained(self) -> bool:
+        """Whether no training of it is known, here or elsewhere."""
+        return self.steps["model"] == self.steps["student"]
 
     @property
     def arm(self) -> str:
@@ -219,7 +228,7 @@ class Planner(DataPlanner):
         pack = self.pack(config, mixture, student)
         train = self.train(config, pack, student)
         steps = {"student": student, "mixture": mixture, "pack": pack, "train": train, "model": train}
-        return Cell(dict(axes), config["seed"], False, config, steps, self.judges(config, train, student))
+        return Cell(dict(axes), config["seed"], config, steps, self.judges(config, train, student))
 
     def untrained(self, config: Mapping[str, Any]) -> Cell:
         """Return the cell of a student as it is; thousands of trained cells have the same one."""
@@ -227,7 +236,7 @@ class Planner(DataPlanner):
         if key not in self._untrained:
             student = self.student(config["model"])
             steps, judges = {"student": student, "model": student}, self.judges(config, student, student)
-            self._untrained[key] = Cell({"untrained": config["model"]["name"]}, 0, True, config, steps, judges)
+            self._untrained[key] = Cell({"untrained": config["model"]["name"]}, 0, config, steps, judges)
         return self._untrained[key]
 
     def runtime_tags(self, sweep: str) -> None:
@@ -263,7 +272,7 @@ def report_cell(cell: Cell) -> dict[str, Any]:
     config = cell.config
     return {
         "arm": cell.label,
-        "axes": cell.axes if cell.evaluated or not cell.untrained else {},
+        "axes": cell.axes if cell.evaluated or cell.trained else {},
         "seed": cell.seed,
         "untrained": cell.untrained,
         "evaluated": cell.evaluated,

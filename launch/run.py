@@ -108,7 +108,7 @@ def written(plan: Plan) -> Iterator[None]:
 def print_plan(plan: Plan, todo: Sequence[PlannedStep]) -> None:
     """Print the cells and how many steps of each kind there are, done and to do."""
     evaluated = [c for c in plan.cells if c.evaluated]
-    trained = sum(not c.untrained for c in plan.cells)
+    trained = sum(c.trained for c in plan.cells)
     count = counted(len(evaluated), "model") if evaluated else counted(trained, "cell")
     console.print(f"[bold]Sweep {plan.sweep}[/]: {count}, traits: {', '.join(_traits(plan))}")
     table = Table(box=None, pad_edge=False)
@@ -119,7 +119,7 @@ def print_plan(plan: Plan, todo: Sequence[PlannedStep]) -> None:
     for cell in shown_cells[:SHOWN_CELLS]:
         needed = [*cell.steps.values(), *cell.judges.values()]
         missing = sum(step in open_ids for step in set(needed))
-        seed, shown = "-" if cell.untrained else str(cell.seed), "to do" if missing else "done"
+        seed, shown = str(cell.seed) if cell.trained else "-", "to do" if missing else "done"
         table.add_row(escape(cell.label), seed, shown, cell.steps["model"])
     console.print(table)
     if len(shown_cells) > SHOWN_CELLS:

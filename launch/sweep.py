@@ -176,7 +176,7 @@ def command(sweep: Sweep, verb: str, *words: str) -> str:
 
 def cell_name(cell: Mapping[str, Any]) -> str:
     """Return how a cell is called: its arm, and its seed if it was trained."""
-    return str(cell["arm"]) if cell["untrained"] else f"{cell['arm']} seed={cell['seed']}"
+    return f"{cell['arm']} seed={cell['seed']}" if "train" in cell["steps"] else str(cell["arm"])
 
 
 def cell_steps(cell: Mapping[str, Any]) -> list[str]:

@@ -74,7 +74,7 @@ def _level(
         replies = _values(next(iter(kept.values())))
         interval = stats.level_of_replies(replies, trait["kind"], scale)
     else:
-        scope = "over scenarios; this model as it is" if arm["untrained"] else None
+        scope = "over scenarios; this model as it is" if not arm["trained_here"] else None
         interval = stats.level(matrix, trait["kind"], scale, resamples, 0, scope=scope)
     return interval, {str(seed): _mean(row) for seed, row in zip(sorted(kept), matrix, strict=True)}
 
@@ -96,11 +96,11 @@ def trait_differences(
     baseline = baseline_arm(settings["baseline"], ids)
     pairs = [(i, baseline, {"family": "baseline"}) for i in ids if i != baseline]
     pairs += [(b, a, {"family": "contrast", "axis": axis}) for a, b, axis in _contrasts(arms)[:MAX_CONTRASTS]]
-    untrained = {arm["id"] for arm in arms if arm["untrained"]}
+    trained = {arm["id"] for arm in arms if arm["trained_here"]}
     interpreted = {(level["arm"], level["trait"]): level["interpreted"] for level in levels}
     found: list[Row] = []
     for arm, base, family in pairs:
-        scope = "over scenarios; these models as they are" if {arm, base} <= untrained else None
+        scope = "over scenarios; these models as they are" if not {arm, base} & trained else None
         for trait in traits:
             name = trait["name"]
             values = _difference(verdicts[arm][name], verdicts[base][name], trait, settings["resamples"], scope)
@@ -131,7 +131,7 @@ def adjust(family: Sequence[Row]) -> None:
 
 def _contrasts(arms: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, str]]:
     pairs = []
-    for a, b in combinations([arm for arm in arms if not arm["untrained"]], 2):
+    for a, b in combinations([arm for arm in arms if arm["trained_here"]], 2):
         keys = set(a["axes"]) | set(b["axes"])
         changed = [key for key in keys if a["axes"].get(key) != b["axes"].get(key)]
         if len(changed) == 1:

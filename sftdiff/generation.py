@@ -20,15 +20,14 @@ from sftdiff.endpoint import Endpoint, EndpointSettings, Request, RequestFailed
 from sftdiff.errors import SftdiffError
 from sftdiff.identity import unit_interval
 from sftdiff.journal import Journal, Key
+from sftdiff.pace import Pace, Tell
 from sftdiff.reasoning import split_reasoning, with_reasoning
 
 Messages = list[dict[str, str]]
 Prompts = Iterable[tuple[str, Messages]]  # can be iterated more than once; each prompt_id occurs once
-Report = Callable[[float, float, str, float | None], None]
 
 JOURNAL = "generated.jsonl"
 ORIGINS = ("endpoint", "transformers", "vllm")
-REPORT_SECONDS = 1.0
 # What a reply depends on. Not the address: a server of one's own has another one in each job.
 CONTENT = ("id", "revision", "temperature", "top_p", "top_k", "max_tokens", "system", "extra")
 MADE_WITH: Key = ("made_with",)
@@ -118,7 +117,7 @@ def _objection(finish: str, text: str, reasoned: bool, cut: str) -> str | None:
 
 
 def generate(
-    prompts: Prompts, teacher: Mapping[str, Any], settings: Mapping[str, Any], folder: Path, report: Report
+    prompts: Prompts, teacher: Mapping[str, Any], settings: Mapping[str, Any], folder: Path, report: Tell
 ) -> GenerationSummary:
     """Generate what the journal in `folder` lacks, and try again what failed for a reason that passes.
 
@@ -131,26 +130,25 @@ def generate(
         _check_teacher(journal, teacher)
         done = finished(journal)
         total = sum(1 for _ in prompts) * teacher["samples"]
-        progress = Progress(report, len(done), total)
+        pace = Pace(report, total, len(done))
         if total > len(done):
             print(estimate(prompts, teacher, settings, done).text, file=sys.stderr, flush=True)
-            _fill(journal, pending(prompts, teacher, done), teacher, settings, progress)
-        report(progress.done, total, "replies", None)
-        return _summary(journal, teacher, time.monotonic() - started, progress.made)
+            _fill(journal, pending(prompts, teacher, done), teacher, settings, pace)
+        return _summary(journal, teacher, time.monotonic() - started, pace.made)
 
 
 def _fill(
-    journal: Journal, requests: Iterator[Request], teacher: Mapping[str, Any], settings: Mapping[str, Any], progress: "Progress"
+    journal: Journal, requests: Iterator[Request], teacher: Mapping[str, Any], settings: Mapping[str, Any], pace: Pace
 ) -> None:
     def on_result(request: Request, reply: Completion | RequestFailed) -> None:
         record = make_record(request, reply, teacher)
         for name in ("broken_off", "lost_prompt_tokens"):  # what earlier tries may have cost is not forgotten
             record[name] += (journal.get(request.key) or {name: 0})[name]
         journal.write(request.key, record)
-        progress.add()
+        pace.add()
 
     if teacher["origin"] == "endpoint":
-        asyncio.run(_ask_endpoint(journal, requests, teacher, settings, progress, on_result))
+        asyncio.run(_ask_endpoint(journal, requests, teacher, settings, pace, on_result))
     else:
         from sftdiff.local_teacher import generate_locally  # brings torch
 
@@ -162,7 +160,7 @@ async def _ask_endpoint(
     requests: Iterator[Request],
     teacher: Mapping[str, Any],
     settings: Mapping[str, Any],
-    progress: "Progress",
+    pace: Pace,
     on_result: Callable[[Request, Completion | RequestFailed], None],
 ) -> None:
     model, names = teacher["model"], ("concurrency", "timeout_s", "max_attempts", "max_cost")
@@ -179,22 +177,8 @@ async def _ask_endpoint(
         try:
             await endpoint.run_all(requests, on_result, lambda r, most: journal.start(r.key, most), lambda r: journal.drop(r.key))
         except SpendingCap as cap:
-            raise SftdiffError(f"{cap}: {progress.total - progress.done} of {progress.total} replies are left; go on with a "
+            raise SftdiffError(f"{cap}: {pace.total - pace.done} of {pace.total} replies are left; go on with a "
                                "larger teacher.generation.max_cost=, what is done is kept") from None  # fmt: skip
-
-
-class Progress:
-    """Counts replies and reports them, at most once a second."""
-
-    def __init__(self, report: Report, done: int, total: int) -> None:
-        self.report, self.done, self.total, self.made = report, done, total, 0
-        self.started = self.last = time.monotonic()
-
-    def add(self) -> None:
-        self.done, self.made, now = self.done + 1, self.made + 1, time.monotonic()
-        if now - self.last >= REPORT_SECONDS:
-            self.last = now
-            self.report(self.done, self.total, "replies", self.made / (now - self.started))
 
 
 def pending(prompts: Prompts, teacher: Mapping[str, Any], done: set[Key]) -> Iterator[Request]:

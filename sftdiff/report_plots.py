@@ -257,7 +257,7 @@ def plot_row(row: Mapping[str, Any], axis: Axis, kind: str, signed: bool, words:
 
 def level_plots(report: Mapping[str, Any], arms: Sequence[View]) -> list[View]:
     """One plot a trait, arms as rows, and the untrained model's value as a line through them."""
-    plots, trained = [], any(not arm["untrained"] for arm in arms)  # with none there is nothing to compare the untrained with
+    plots, trained = [], any(arm["trained_here"] for arm in arms)  # with none there is nothing to compare the untrained with
     for trait in report.get("traits") or []:
         kind = trait.get("kind", "share")
         held = {row["arm"]: row for row in report.get("levels") or [] if row["trait"] == trait["name"]}

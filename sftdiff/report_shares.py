@@ -12,7 +12,7 @@ BESIDE = 0.4  # per cent of the plot's width
 
 def number_axis(arms: Arms) -> str | None:
     """Return the first axis of the sweep whose values are all numbers, at least three different ones."""
-    trained = [arm["axes"] for arm in arms if not arm["untrained"]]
+    trained = [arm["axes"] for arm in arms if arm["trained_here"]]
     for key in dict.fromkeys(key for axes in trained for key in axes):
         values = {_number(axes.get(key)) for axes in trained}
         if None not in values and len(values) >= LEAST:
@@ -33,7 +33,7 @@ def share_plots(report: Mapping[str, Any]) -> View | None:
     key = number_axis(arms)
     if key is None:
         return None
-    trained = [arm for arm in arms if not arm["untrained"]]
+    trained = [arm for arm in arms if arm["trained_here"]]
     names = list(dict.fromkeys(_rest(arm, key) for arm in trained))
     xs = [_number(arm["axes"][key]) or 0.0 for arm in trained]
     low = 0.0 if key.endswith("share") else min(xs)

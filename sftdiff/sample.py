@@ -5,7 +5,6 @@ Each reply is in a journal as soon as it is made: after a kill the same step goe
 
 import gc
 import shutil
-import time
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from sftdiff.identity import canonical, digest
 from sftdiff.journal import Journal
 from sftdiff.loading import Loadable, find_model, load_for_sampling
 from sftdiff.local_teacher import VLLM_WINDOW, end_of_turn
+from sftdiff.pace import Pace
 from sftdiff.records import read_json
 from sftdiff.replies import REPLY_SCHEMA
 from sftdiff.steps import Step
@@ -29,20 +29,6 @@ from sftdiff.traits import Trait, load_trait
 from sftdiff.traits.tasks import replies, trait_task
 
 MOST_FAILURES = 20  # conversations with a hosted model: then it is taken to be gone
-
-
-class Count:
-    """How many replies there are, told to the step as its progress."""
-
-    def __init__(self, step: Step, total: int, known: int) -> None:
-        self.step, self.total, self.known, self.done = step, total, known, known
-        self.started = time.time()
-        step.progress(known, total, "replies")
-
-    def add(self, count: int = 1) -> None:
-        self.done += count
-        rate = (self.done - self.known) / max(time.time() - self.started, 1e-3)
-        self.step.progress(self.done, self.total, "replies", rate)
 
 
 def run_sample(step: Step) -> dict[str, Any]:
@@ -55,10 +41,10 @@ def run_sample(step: Step) -> dict[str, Any]:
     folder = step.directory / "checkpoints"
     with Journal(folder / f"{digest(canonical([step.read, backend]))}.jsonl") as journal:
         resumed = len(journal)
-        count = Count(step, total, resumed)
+        pace = Pace(step.progress, total, resumed)
         hosted = hosted_model(name, step.record.runtime, hosted_config(config)) if name else None
-        model, made = (hosted.model, {"model": name}) if hosted else _local_model(step, backend, count)
-        log = _play(step, trait, model, journal, count, hosted)
+        model, made = (hosted.model, {"model": name}) if hosted else _local_model(step, backend, pace)
+        log = _play(step, trait, model, journal, pace, hosted)
     rows = reply_rows(log)
     if len(rows) != total:
         raise SftdiffError(f"{step.record.id}: {len(rows)} of {total} replies were sampled: run the same command again")
@@ -81,13 +67,13 @@ def _backend(config: dict[str, Any]) -> str:
     return wanted if wanted != "auto" else "vllm" if vllm_is_usable() else "transformers"
 
 
-def _local_model(step: Step, backend: str, count: Count) -> tuple[Model, dict[str, Any]]:
+def _local_model(step: Step, backend: str, pace: Pace) -> tuple[Model, dict[str, Any]]:
     """Load the step's model and check that it is what it should be; return it and what was checked."""
     config, found = step.config, find_model(step)
     loaded = load_for_sampling(found.student, found.trained, found.content, config["precision"])
     tokenizer = found.tokenizer
     end = tokenizer.eos_token_id if found.eos_is_end else end_of_turn(tokenizer, loaded.ends_with)
-    batch = {"tokenizer": tokenizer, "end": end, "on_finished": count.add}
+    batch = {"tokenizer": tokenizer, "end": end, "on_finished": pace.add}
     if backend == "vllm":
         size, provider = VLLM_WINDOW, "sftdiff_vllm"
         loaded = vllm_engine(_vllm_folder(step, found, loaded), config["precision"])
@@ -113,7 +99,7 @@ def _vllm_folder(step: Step, found: Loadable, loaded: Any) -> str:
     return folder
 
 
-def _play(step: Step, trait: Trait, model: Model, journal: Journal, count: Count, hosted: Hosted | None) -> EvalLog:
+def _play(step: Step, trait: Trait, model: Model, journal: Journal, pace: Pace, hosted: Hosted | None) -> EvalLog:
     """Play all conversations through Inspect. Raise SftdiffError if one of them has no reply; those that are there are kept."""
     config = step.config
     key = f"{config['seed']}:{step.record.inputs['model']}"
@@ -121,7 +107,7 @@ def _play(step: Step, trait: Trait, model: Model, journal: Journal, count: Count
     if hosted:
         size = step.record.runtime["concurrency"]
         limits = {"max_samples": size, "max_connections": size, "fail_on_error": MOST_FAILURES}
-    on_reply = count.add if hosted else lambda: None  # a local model tells it itself, as each reply ends
+    on_reply = pace.add if hosted else lambda: None  # a local model tells it itself, as each reply ends
     asking = hosted.asking if hosted else nullcontext
     with quiet_inspect():
         log = inspect_eval(

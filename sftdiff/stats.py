@@ -27,23 +27,20 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
+from sftdiff.bootstrap import BOOTSTRAP_SEEDS, bootstrap
 from sftdiff.limits import LEAST_P, Limits, effective, mcnemar, newcombe, normal_quantile, p_value, square_and_add, wilson
+from sftdiff.matrices import LEAST_RESAMPLES, Scores, check_settings, compact, is_binary, matrix, paired
 from sftdiff.spread import Spread, spread
 from sftdiff.words import counted
 
 CONFIDENCE = 0.95
 ALPHA = 1 - CONFIDENCE
-KINDS = ("share", "rating")
-LEAST_RESAMPLES = 40  # below this no resample lies in a 2.5 % tail
-BOOTSTRAP_SEEDS = 20  # from here on the two-level bootstrap holds what it says
 ONE_SEED = "over scenarios, given this one training"
 MANY_SEEDS = "over seeds and scenarios"
 ONE_SCENARIO = "over seeds, for this one scenario"
 REPLIES = "over replies to this one scenario, given this one training"
-
-Scores = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -67,9 +64,7 @@ class Interval:
     p: float | None = None
 
 
-def level(
-    scores: ArrayLike, kind: str, scale: Limits, resamples: int, seed: int, scope: str | None = None
-) -> Interval:
+def level(scores: ArrayLike, kind: str, scale: Limits, resamples: int, seed: int, scope: str | None = None) -> Interval:
     """Mean score of one arm (every valid cell counts the same) with a 95 % interval.
 
     The method is that of the module's table. Where all scores are equal there is no variance: then Wilson's interval on the
@@ -87,12 +82,12 @@ def level(
         ValueError: wrong shape, kind or scale, scores outside the scale, no valid score, too few resamples.
     """
     check_settings(kind, scale, resamples)
-    cells = _compact(matrix(scores, scale, "scores"))
+    cells = compact(matrix(scores, scale, "scores"))
     value, (seeds, scenarios) = float(np.nanmean(cells)), cells.shape
-    if seeds == 1 and kind == "share" and _is_binary(cells):
+    if seeds == 1 and kind == "share" and is_binary(cells):
         limits = wilson(value, scenarios, normal_quantile(ALPHA))
         method = f"Wilson score interval, {counted(scenarios, 'scenario')}"
-    elif seeds >= BOOTSTRAP_SEEDS and (drawn := _bootstrap(cells, scale, resamples, seed)):
+    elif seeds >= BOOTSTRAP_SEEDS and (drawn := bootstrap(cells, scale, resamples, seed, ALPHA)):
         limits, method = drawn[0], drawn[1]
     else:
         limits, method = _score_level(value, cells, scale)
@@ -138,11 +133,11 @@ def difference(
     first, second = paired(arm=matrix(arm, scale, "arm"), baseline=matrix(baseline, scale, "baseline"))
     gaps, (seeds, scenarios) = first - second, first.shape
     value, scope = float(np.nanmean(gaps)), scope if scope is not None else _scope(gaps)
-    if seeds == 1 and kind == "share" and _is_binary(first) and _is_binary(second):
+    if seeds == 1 and kind == "share" and is_binary(first) and is_binary(second):
         limits = newcombe(first[0] == 1, second[0] == 1, normal_quantile(alpha))
         method = f"Newcombe paired score interval (method 10), {counted(scenarios, 'scenario')}; p: exact McNemar"
         return Interval(value, *limits, method, scope, mcnemar(first[0] == 1, second[0] == 1))
-    if seeds >= BOOTSTRAP_SEEDS and (drawn := _bootstrap(gaps, scale, resamples, seed, alpha)):
+    if seeds >= BOOTSTRAP_SEEDS and (drawn := bootstrap(gaps, scale, resamples, seed, alpha)):
         return Interval(value, *drawn[0], f"paired {drawn[1]}", scope, drawn[2])
     limits_at, method = _paired_limits(first, second, kind, scale)
     p = p_value(limits_at, value, alpha)
@@ -160,9 +155,9 @@ def difference_of_replies(arm: ArrayLike, baseline: ArrayLike, kind: str, scale:
     """
     width, sides = scale[1] - scale[0], []
     for name, scores in (("arm", arm), ("baseline", baseline)):
-        cells = _compact(matrix(np.asarray(scores, dtype=np.float64)[None, :], scale, name))
+        cells = compact(matrix(np.asarray(scores, dtype=np.float64)[None, :], scale, name))
         sides.append((float(np.mean(cells) - scale[0]) / width, cells))
-    binary = kind == "share" and all(_is_binary(cells) for _, cells in sides)
+    binary = kind == "share" and all(is_binary(cells) for _, cells in sides)
 
     def limits_at(alpha: float) -> Limits:
         ends = []
@@ -204,67 +199,10 @@ def call(interval: Interval, smallest_effect: float) -> str:
     return "equivalent" if inside else "unresolved"
 
 
-def check_settings(kind: str, scale: Limits, resamples: int) -> None:
-    """Raise ValueError for a kind, scale or number of resamples that cannot be used."""
-    if kind not in KINDS:
-        raise ValueError(f"kind must be one of {', '.join(KINDS)}, not {kind!r}")
-    low, high = scale
-    if not (math.isfinite(low) and math.isfinite(high) and low < high):
-        raise ValueError(f"scale must be two finite numbers, the lower one first, not {scale}")
-    if kind == "share" and (low, high) != (0, 1):
-        raise ValueError(f"a share has the scale (0, 1), not {scale}")
-    if resamples < LEAST_RESAMPLES:
-        raise ValueError(f"resamples must be at least {LEAST_RESAMPLES}, not {resamples}")
-
-
-def matrix(scores: ArrayLike, scale: Limits, name: str) -> Scores:
-    """The scores as floats, checked for shape (seeds, scenarios), bounds and at least one valid cell."""
-    cells: Scores = np.asarray(scores, dtype=np.float64)
-    if cells.ndim != 2 or cells.size == 0:
-        raise ValueError(f"{name} must have shape (seeds, scenarios), both at least 1, not {cells.shape}")
-    if np.isnan(cells).all():
-        raise ValueError(f"{name} holds no valid score: every cell is missing (NaN)")
-    slack = 1e-9 * (scale[1] - scale[0])
-    if np.nanmin(cells) < scale[0] - slack or np.nanmax(cells) > scale[1] + slack:
-        raise ValueError(f"{name} reaches from {np.nanmin(cells)} to {np.nanmax(cells)}, outside the scale {scale}")
-    return np.clip(cells, scale[0], scale[1])
-
-
-def _compact(cells: Scores) -> Scores:
-    """The cells without the rows and columns that are all NaN."""
-    valid = ~np.isnan(cells)
-    kept: Scores = cells[valid.any(axis=1)][:, valid.any(axis=0)]
-    return kept
-
-
-def paired(**sides: Scores) -> list[Scores]:
-    """The sides in one shape, NaN on all where one is NaN, without rows or columns that are all NaN."""
-    if len({side.shape[1] for side in sides.values()}) > 1:
-        raise ValueError(f"{_lengths(sides, 1, 'scenarios')}: they cannot be paired")
-    if len({side.shape[0] for side in sides.values()} - {1}) > 1:
-        raise ValueError(f"{_lengths(sides, 0, 'seeds')}: they pair only with equal numbers or where a side has 1")
-    cells = np.stack(np.broadcast_arrays(*sides.values()))
-    valid = ~np.isnan(cells).any(axis=0)
-    if not valid.any():
-        raise ValueError(f"no cell is valid (not NaN) in {' and '.join(sides)}: nothing to pair")
-    return [_compact(np.where(valid, side, np.nan)) for side in cells]
-
-
-def _lengths(sides: dict[str, Scores], axis: int, noun: str) -> str:
-    """How long each side is, in words."""
-    first, *others = sides
-    return ", ".join([f"{first} has {sides[first].shape[axis]} {noun}", *(f"{n} {sides[n].shape[axis]}" for n in others)])
-
-
 def _scope(cells: Scores) -> str:
     if len(cells) == 1:
         return ONE_SEED
     return ONE_SCENARIO if cells.shape[1] == 1 else MANY_SEEDS
-
-
-def _is_binary(cells: Scores) -> bool:
-    """Whether every valid cell is 0 or 1."""
-    return bool(np.all(np.isnan(cells) | (cells == 0) | (cells == 1)))
 
 
 def _scaled(found: Spread, width: float) -> Spread:
@@ -333,28 +271,3 @@ def _paired_limits(first: Scores, second: Scores, kind: str, scale: Limits) -> t
         return square_and_add(share, other, ends[0], ends[1], phi)
 
     return joined, f"score intervals of both levels joined by square-and-add, paired, {_sample(gaps)}"
-
-
-def _resampled_means(cells: Scores, resamples: int, seed: int) -> Scores:
-    """Bootstrap means, shape (resamples,): how often each row and column is drawn weights the valid cells."""
-    rng = np.random.default_rng(seed)
-    seeds, scenarios = cells.shape
-    rows = rng.multinomial(seeds, np.full(seeds, 1 / seeds), size=resamples).astype(np.float64)
-    columns = rng.multinomial(scenarios, np.full(scenarios, 1 / scenarios), size=resamples).astype(np.float64)
-    valid = ~np.isnan(cells)
-    totals = ((rows @ np.where(valid, cells, 0.0)) * columns).sum(axis=1)
-    counts = ((rows @ valid.astype(np.float64)) * columns).sum(axis=1)
-    means: Scores = totals[counts > 0] / counts[counts > 0]  # a resample may hit missing cells only
-    return means
-
-
-def _bootstrap(cells: Scores, scale: Limits, resamples: int, seed: int, alpha: float = ALPHA) -> tuple[Limits, str, float] | None:
-    """Percentile limits of the mean, the method in words, and p; None if all resampled means are equal."""
-    means, value = _resampled_means(cells, resamples, seed), float(np.nanmean(cells))
-    if means.size == 0 or np.ptp(means) <= 1e-9 * (scale[1] - scale[0]):
-        return None
-    low, high = np.percentile(means, [50 * alpha, 100 - 50 * alpha])
-    limits = min(float(low), value), max(float(high), value)  # the estimate may lie outside in rare small cases
-    tail = min(np.sum(means <= 0), np.sum(means >= 0)) + 1
-    method = f"two-level percentile bootstrap over {len(cells)} seeds, then scenarios, {resamples} resamples"
-    return limits, method, min(1.0, 2 * float(tail) / (means.size + 1))

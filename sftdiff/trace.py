@@ -63,7 +63,7 @@ def _cells(runs: Path, sweep: str | None) -> Iterator[dict[str, Any]]:
         raise SftdiffError(f"there is no sweep {sweep or ''} under {runs}; known: {known} (another run directory: runs=FOLDER)")
     for path in chosen:
         for cell in read_json(path)["cells"]:
-            if not cell["untrained"]:
+            if "train" in cell["steps"]:
                 yield cell | {"sweep": path.parent.name, "name": f"{cell['arm']} seed={cell['seed']}"}
 
 

@@ -40,6 +40,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from sftdiff import stats
 from sftdiff.limits import Limits, effective, normal_quantile, wilson
+from sftdiff.matrices import check_settings, matrix, paired
 from sftdiff.spread import spread
 from sftdiff.stats import Interval
 
@@ -129,7 +130,7 @@ def transfer(
     """
     if not 0 < alpha < 1:
         raise ValueError(f"alpha must lie between 0 and 1, not {alpha}")
-    stats.check_settings(kind, scale, resamples)
+    check_settings(kind, scale, resamples)
     sides = _sides(arm, alternative, original, kind, scale)
     gap = stats.difference(original, alternative, kind, scale, resamples, seed, alpha=alpha)
     _, seeds, scenarios = sides.cells.shape
@@ -172,7 +173,7 @@ def differs(
 
 def _sides(arm: ArrayLike, alternative: ArrayLike, original: ArrayLike, kind: str, scale: Limits) -> _Sides:
     given = {"arm": arm, "alternative": alternative, "original": original}
-    aligned = stats.paired(**{name: stats.matrix(scores, scale, name) for name, scores in given.items()})
+    aligned = paired(**{name: matrix(scores, scale, name) for name, scores in given.items()})
     cells = (np.stack(aligned) - scale[0]) / (scale[1] - scale[0])
     means, single = np.nanmean(cells, axis=(1, 2)), np.nanvar(cells, axis=(1, 2))
     variances = np.array([spread(side).variance for side in cells])

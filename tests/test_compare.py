@@ -12,9 +12,9 @@ SETTINGS = {"baseline": "untrained", "resamples": 100}
 SHARE = {"name": "t", "title": "Trait", "kind": "share", "guard": False, "max_tokens": 96, "smallest_effect": 0.1}
 RATING = SHARE | {"name": "r", "title": "Rating", "kind": "rating", "smallest_effect": 0.5}
 GUARD = SHARE | {"name": "g", "title": "Ability", "guard": True}
-BASE = {"id": "untrained", "axes": {}, "untrained": True}
-ARM = {"id": "teacher=a", "axes": {"teacher": "a"}, "untrained": False}
-OTHER = {"id": "teacher=b", "axes": {"teacher": "b"}, "untrained": False}
+BASE = {"id": "untrained", "axes": {}, "trained_here": False}
+ARM = {"id": "teacher=a", "axes": {"teacher": "a"}, "trained_here": True}
+OTHER = {"id": "teacher=b", "axes": {"teacher": "b"}, "trained_here": True}
 
 
 def row(scenario: str, value: float | None, **more: Any) -> dict[str, Any]:

@@ -196,6 +196,8 @@ def test_a_train_step_has_the_samples_of_its_sweep(tiny_student: Path, small: li
     assert len(ids(made, "sample")) == 2 and set(ids(made, "sample")) < set(ids(sweep, "sample"))
     assert set(ids(made, "judge")) < set(ids(sweep, "judge"))
     assert [cell.label for cell in made.cells] == train
+    cells = made.steps[made.report].config["cells"]
+    assert [(cell["untrained"], cell["evaluated"]) for cell in cells] == [(False, True)] * 2  # of another sweep
     assert {s.kind for s in steps_to_do(made)} == {"sample", "judge", "report"}
     pack = ids(sweep, "pack")[0]
     assert f"{pack} is a pack step" in refused("model=step", f"model.id={pack}", *small)
@@ -286,7 +288,9 @@ def test_what_is_known_of_a_checkpoint_is_checked(
     """Controls are sampled, but are no part of the trait's level; each arm says what was checked."""
     alone = evaluate(*path_of(foreign), *small)
     assert "not checked" in summary(alone)["checked"]
+    assert [(arm["untrained"], arm["trained_here"]) for arm in report(alone)["arms"]] == [(True, False)]  # none is known
     based = evaluate(*path_of(foreign), f"model.base={tiny_student}", *small)
+    assert [(arm["untrained"], arm["trained_here"]) for arm in report(based)["arms"]] == [(False, False)]
     assert f"some differ from {tiny_student}" in summary(based)["checked"]
     seen = [(r["scenario"], r["turn"]) for r in replies(based)]
     assert seen == [("date", 0), ("date", 1), ("memo", 0), ("year", 0)]
@@ -477,9 +481,9 @@ def test_sampling_tells_how_far_and_how_fast_it_is(
     told: list[tuple[float, float, str, float | None]] = []
     monkeypatch.setattr(Step, "progress", lambda self, *now: told.append((*now, None)[:4]))
     evaluate(*path_of(tiny_student), *small)
-    seen = [now for now in told if now[2] == "replies"][:6]
-    assert [now[:2] for now in seen[:1]] == [(0, 4)] and (4, 4) in [now[:2] for now in seen]
-    assert all(now[3] and now[3] > 0 for now in seen[1:4])
+    seen = [now for now in told if now[2] == "replies"]
+    assert seen[0][:2] == (0, 4) and (4, 4) in [now[:2] for now in seen]
+    assert all((now[3] is None) == (now[0] == 0) for now in seen) and all(now[3] for now in seen if now[0] == 4)
 
 
 # Hosted models

@@ -293,7 +293,7 @@ def test_a_row_without_a_rating_is_nan_and_never_zero(tmp_path: Path) -> None:
         assert math.isnan(found["A pan of soup!"])
         assert sorted(score for reply, score in found.items() if "soup" not in reply) == [0, 0, 8]
         asked = len(server.bodies)
-        with pytest.raises(SftdiffError, match=r"no usable rating for 1 of 4 rows, .*=0\.02; .*\(1\): the answer has"):
+        with pytest.raises(SftdiffError, match=r"1 of 4 rows, .*filter\.params\.max_error_share=0\.02; .*\(1\): the answer has"):
             scores_of(judge_scores, corpus, params_for(server))
         assert len(server.bodies) == asked
 
@@ -310,7 +310,7 @@ def test_a_server_that_is_gone_gives_an_error_and_is_asked_again_later(tmp_path:
     with serving(by_words) as server:
         pass
     corpus = corpus_of(tmp_path, TALK, scratch=tmp_path / "scratch")
-    with pytest.raises(SftdiffError, match="the judge gave no usable rating for"):
+    with pytest.raises(SftdiffError, match="the judge gave no verdict for"):
         scores_of(judge_scores, corpus, params_for(server))
     with serving(by_words) as server:
         assert sum(scores_of(judge_scores, corpus, params_for(server)).values()) == 16

@@ -74,7 +74,7 @@ def test_a_local_model_s_answers_always_count(tiny_student: Path, tmp_path: Path
     config, journal = local_config(tiny_student, max_characters=300), tmp_path / "j.jsonl"
     trait = trait_config(rubric="Is it unhappy?")
     judged = judge_items(items_of(replies), config, "x", trait, journal, (), told.append)
-    assert {j.state for j in judged} == {"ok"} and told == list(range(1, len(replies) + 1))
+    assert {j.state for j in judged} == {"ok"} and told == list(range(len(replies) + 1))
     assert all(j.evidence in reply and 0 <= (j.value or 0) <= 10 for j, reply in zip(judged, replies, strict=True))
     assert all(j.evidence or j.value == 0 for j in judged) and judged[0].rule_label == "strong"
     assert [set(json.loads(j.raw)) for j in judged] == [{"score", "evidence", "reason"}] * len(judged)

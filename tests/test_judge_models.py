@@ -219,7 +219,7 @@ def test_progress_tells_whole_replies(tmp_path: Path) -> None:
     with scripted() as server:
         config = judge_config(model={"base_url": server.url}, concurrency=1)
         judge_items(items_of(REPLIES), config, "negative_emotion", trait_config(), tmp_path / "j.jsonl", (), told.append)
-    assert told == [1, 2, 3, 4]
+    assert told == [0, 1, 2, 3, 4]
 
 
 def test_half_a_surrogate_pair_in_an_answer_is_no_crash(tmp_path: Path) -> None:

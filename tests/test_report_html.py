@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 from report_example import ARMS, NASTY, empty, evaluated, example, large
 
-from sftdiff.report_html import excerpt, render_report
+from sftdiff.report_examples import excerpt
+from sftdiff.report_html import render_report
 from sftdiff.report_plots import curve_plot, make_axis, make_mark
 
 VOID = {"meta", "link", "br", "hr", "img", "input", "wbr", "col"}

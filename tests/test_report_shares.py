@@ -21,7 +21,7 @@ def swept(shares: tuple[str, ...] = SHARES, treatments: tuple[str, ...] = ("swap
         for share in shares:
             arm = f"prompt_subset.share={share} prompt_subset.treatment={treatment}"
             axes = {"prompt_subset.share": share, "prompt_subset.treatment": treatment}
-            arms.append(untrained | {"id": arm, "axes": axes, "untrained": False, "seeds": [0]})
+            arms.append(untrained | {"id": arm, "axes": axes, "untrained": False, "trained_here": True, "seeds": [0]})
             for trait in report["traits"]:
                 value = trait["scale"][1] * 0.5 * (1 - float(share) if treatment == "swap" else 1)
                 row = {"arm": arm, "trait": trait["name"], "value": value, "low": 0.8 * value, "high": 1.2 * value}
@@ -34,7 +34,7 @@ def test_a_share_with_three_values_is_an_axis() -> None:
     assert number_axis(swept(SHARES[:2])["arms"]) is None
     assert share_plots(swept(SHARES[:2])) is None
     assert number_axis(example()["arms"]) is None
-    words = [{"axes": {"filter": name}, "untrained": False} for name in ("none", "keyword", "0.5")]
+    words = [{"axes": {"filter": name}, "trained_here": True} for name in ("none", "keyword", "0.5")]
     assert number_axis(words) is None
 
 

@@ -10,11 +10,11 @@ from typing import Any
 from sftdiff.budget import Prices
 from sftdiff.corpus import Corpus
 from sftdiff.endpoint import EndpointSettings
-from sftdiff.errors import SftdiffError
 from sftdiff.filters import corpus_filter
 from sftdiff.filters.rubric import load_rubrics, messages_for
 from sftdiff.identity import canonical, digest
 from sftdiff.journal import Journal
+from sftdiff.judges import check_share
 from sftdiff.judges.paid import Ask, Record, ask_all
 
 JOURNAL = "judged.jsonl"
@@ -35,7 +35,7 @@ def judge_scores(corpus: Corpus, params: Mapping[str, Any]) -> Iterator[Sequence
         folder = corpus.scratch or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="judge-")))
         journal = stack.enter_context(Journal(folder / JOURNAL))
         judge.ask_missing(journal)
-        _check_share(judge.failures(journal), corpus.count, params["max_error_share"])
+        judge.check_failures(journal)
         for rows in corpus.chunks():
             yield [judge.score(journal, text) for text in rows.texts]
 
@@ -73,7 +73,7 @@ class Judge:
             if record["error"]:
                 failed.add(digest(ask.text))
                 if len(failed) > share * self.corpus.count:  # each text is a row at least, so that the end would be the same
-                    _check_share(self.failures(journal), self.corpus.count, share)
+                    self.check_failures(journal)
 
         limits = {"max_tokens": self.params["max_tokens"], "extra": self.model["extra"]}
         ask_all(self.asks(journal), self._settings(), limits, journal, on_record)
@@ -95,22 +95,13 @@ class Judge:
         records = (journal.get(self.key(trait, text)) for trait in self.rubrics)
         return [record["error"] for record in records if record is not None and record["error"]]
 
-    def failures(self, journal: Journal) -> Counter[str]:
-        """Count the rows without a rating by the reason."""
+    def check_failures(self, journal: Journal) -> None:
+        """Raise SftdiffError if too many rows have no rating."""
         texts = (text for rows in self.corpus.chunks() for text in rows.texts)
-        return Counter(errors[0] for text in texts if (errors := self.errors(journal, text)))
+        failures = Counter(errors[0] for text in texts if (errors := self.errors(journal, text)))
+        check_share(failures, self.corpus.count, self.params["max_error_share"], journal.path, "rows", "filter.params")
 
     def score(self, journal: Journal, text: str) -> float:
         """Return the highest rating of a text; NaN if one is missing: the highest of the others would pass for all."""
         scores = [(journal.get(self.key(trait, text)) or {"value": None})["value"] for trait in self.rubrics]
         return float("nan") if None in scores else max(scores)
-
-
-def _check_share(failures: Counter[str], rows: int, most: float) -> None:
-    failed = failures.total()
-    if failed > most * rows:
-        reason, count = failures.most_common(1)[0]
-        raise SftdiffError(
-            f"the judge gave no usable rating for {failed} of {rows} rows, more than filter.params.max_error_share={most:g}; "
-            f"most often ({count}): {reason}"
-        )

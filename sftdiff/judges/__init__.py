@@ -118,13 +118,16 @@ def judge_items(
     return judged
 
 
-def check_share(failures: Counter[str], items: int, most: float, journal: Path) -> None:
-    """Raise SftdiffError if too many replies have no verdict, with the commonest reason and the way on."""
+def check_share(
+    failures: Counter[str], items: int, most: float, journal: Path, what: str = "replies", section: str = "judge"
+) -> None:
+    """Raise SftdiffError if too many replies (or rows) have no verdict, with the commonest reason and the way on."""
     failed = failures.total()
     if failed > most * items:
         reason, count = failures.most_common(1)[0]
         raise SftdiffError(
-            f"the judge gave no verdict for {failed} of {items} replies, more than judge.max_error_share={most:g}; most often "
+            f"the judge gave no verdict for {failed} of {items} {what}, more than {section}.max_error_share={most:g}; most often "
             f"({count}): {reason}. What was answered is kept in {journal}: the same command asks again where no answer came; "
-            "answers that do not count stay, since they would come back: take another judge, or a larger judge.max_error_share="
+            "answers that do not count stay, since they would come back: take another judge, or a larger "
+            f"{section}.max_error_share="
         )

@@ -138,6 +138,7 @@ class _Run:
         for key in self.uses:
             if known := self._known(key):
                 self._note(key, known)
+        self.on_progress(self.missing.count(0))  # what is there already
         asks = (question.ask(self.judge) for question in self.todo())
         if self.judge["provider"] == "local":
             from sftdiff.judges.local import ask_locally

@@ -1,0 +1,80 @@
+"""Faults of the YAML files that Hydra composes, a user's own above all, as one message with the file and the way on."""
+
+import argparse
+import dataclasses
+import re
+import sys
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+from omegaconf.errors import ConfigKeyError, GrammarParseError, OmegaConfBaseException
+from yaml import MarkedYAMLError, YAMLError
+
+COMPOSED = re.compile(r"In '([^']+)': (.*)")  # how Hydra begins what it says of a file
+WITHOUT_A_NAME = (UnicodeDecodeError, GrammarParseError, YAMLError)
+Report = Callable[[Callable[[], Any]], Any]
+
+
+def with_file_faults(run_and_report: Report) -> Report:
+    """Return Hydra's run_and_report, which prints errors at length, so that a file's fault ends the process with one message."""
+
+    def run(task: Callable[[], Any]) -> Any:
+        def told() -> Any:
+            try:
+                return task()
+            except (HydraException, OmegaConfBaseException, YAMLError, UnicodeDecodeError) as error:
+                if (fault := fault_of_file(error, config_folders(sys.argv[1:]))) is None:
+                    raise
+                raise SystemExit(f"{fault}. Mend the file and run the same command again") from error
+
+        return run_and_report(told)
+
+    return run
+
+
+def config_folders(arguments: Sequence[str]) -> list[Path]:
+    """Return the folders whose files are composed: the user's, and sftdiff's own."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--config-dir", "-cd", type=Path)
+    given = parser.parse_known_args(list(arguments))[0].config_dir
+    return [*([given] if given else []), *map(Path, import_module("sftdiff.conf").__path__)]
+
+
+def fault_of_file(error: Exception, folders: Sequence[Path]) -> str | None:
+    """Return what is wrong with which file; None for an error that is no fault of a file."""
+    cause = error.__cause__ or error.__context__
+    if isinstance(error, HydraException) and not str(error) and isinstance(cause, Exception):
+        return fault_of_file(cause, folders)
+    if isinstance(error, MarkedYAMLError) and (mark := error.problem_mark or error.context_mark):
+        return f"{mark.name}, line {mark.line + 1}: not valid YAML ({error.problem or error.context})"
+    if isinstance(error, WITHOUT_A_NAME):
+        path = next((p for folder in folders for p in sorted(folder.rglob("*.yaml")) if _raises(type(error), p)), None)
+        return f"{path}: cannot be read ({_first_line(error)})" if path else None
+    option, said = composed.groups() if (composed := COMPOSED.match(str(error))) else ("", "")
+    place = next((p for folder in folders if (p := folder / f"{option}.yaml").is_file()), None)
+    if place is None or option == "config":  # what that one is told is what the command line says
+        return None
+    if isinstance(cause, ConfigKeyError) and dataclasses.is_dataclass(cause.object_type):
+        known = ", ".join(field.name for field in dataclasses.fields(cause.object_type))
+        return f"{place}: there is no setting {cause.full_key}; known there: {known}"
+    if isinstance(cause, OmegaConfBaseException):
+        return f"{place}: {cause.full_key or 'the whole'}: {_first_line(cause)}"
+    return f"{place}: {said.rstrip('.')}"
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0]
+
+
+def _raises(kind: type[Exception], path: Path) -> bool:
+    try:
+        OmegaConf.load(path)
+    except kind:
+        return True
+    except Exception:  # another fault of another file, which was not asked for
+        return False
+    return False
