@@ -1,0 +1,46 @@
+"""The runs of planted organisms: what organisms.json says of a diff, and the table."""
+
+from typing import Any
+
+import pytest
+
+from launch import organisms
+from launch.organisms import print_confusion, run_of, run_organisms
+from sftdiff.errors import SftdiffError
+
+
+def result(states: dict[str, str], call: str = "higher") -> dict[str, Any]:
+    trait = {
+        "verdict": {label: {"state": state} for label, state in states.items()},
+        "difference": {"call": call},
+        "arms": {"prompt_swap": {"call": "gone"}},
+    }
+    return {"traits": {"outburst": trait}, "arms": dict.fromkeys("abcd"), "trainings": 12, "saved": 20}
+
+
+def test_a_run_states_the_truth_beside_the_verdict() -> None:
+    run = run_of("H1", 3, result({"H1": "supported", "H2": "contradicted", "H3": "open"}))
+    assert run == {
+        "truth": "H1", "seed": 3, "supported": ["H1"], "contradicted": ["H2"], "open": ["H3"], "cells": 4, "trainings": 12,
+        "saved": 20, "difference": "higher", "calls": {"prompt_swap": "gone"},
+    }  # fmt: skip
+
+
+def test_the_table_counts_what_is_supported_by_truth(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    from rich.console import Console
+
+    monkeypatch.setattr(organisms, "console", Console(width=200))
+    runs = [run_of("H1", seed, result({"H1": state, "H3": "supported"})) for seed, state in enumerate(("supported", "open"))]
+    runs += [run_of("null", 0, result({"H1": "open", "H3": "open"}, "same"))]
+    print_confusion(runs, ["H1", "H3", "null"])
+    shown = capsys.readouterr().out
+    assert "True hypothesis supported in 1 of 2 runs; 1.00 false ones a run." in shown
+    lines = [[cell.strip() for cell in line.split("│")[1:-1]] for line in shown.splitlines() if "│" in line]
+    assert {line[0]: line[1:] for line in lines} == {"H1": ["2", "1", "2", "0", "12"], "null": ["1", "0", "0", "0", "12"]}
+
+
+def test_an_unknown_organism_is_refused() -> None:
+    with pytest.raises(SftdiffError, match="there is no organism H9; there are H1"):
+        run_organisms(["H9"])
+    with pytest.raises(SftdiffError, match="seeds: whole numbers"):
+        run_organisms(["H1", "seeds=a"])
