@@ -95,10 +95,11 @@ def subcommand(commands: Mapping[str, Callable[[list[str]], int]]) -> None:
 
 
 def with_default(override: str) -> None:
-    """Put a group's option on the command line, unless it chooses another one there."""
+    """Put a group's option beside the other overrides of the command line, unless one chooses it there."""
     group = override.partition("=")[0]
-    if not any(argument.startswith(f"{group}=") for argument in sys.argv[1:]):
-        sys.argv.insert(1, override)
+    places = [n for n, argument in enumerate(sys.argv) if n and "=" in argument and not argument.startswith("-")]
+    if not any(sys.argv[n].startswith(f"{group}=") for n in places):
+        sys.argv.insert(places[0] if places else len(sys.argv), override)
 
 
 def take_subcommand(word: str) -> None:

@@ -115,14 +115,15 @@ def print_plan(plan: Plan, todo: Sequence[PlannedStep]) -> None:
     for heading in ("model" if evaluated else "cell", "seed", "state", "step"):
         table.add_column(heading, overflow="fold")
     open_ids = {step.id for step in todo}
-    for cell in plan.cells[:SHOWN_CELLS]:
+    shown_cells = [c for c in plan.cells if not plan.is_diff or open_ids & {*c.steps.values(), *c.judges.values()}]
+    for cell in shown_cells[:SHOWN_CELLS]:
         needed = [*cell.steps.values(), *cell.judges.values()]
         missing = sum(step in open_ids for step in set(needed))
         seed, shown = str(cell.seed) if cell.trained else "-", "to do" if missing else "done"
         table.add_row(escape(cell.label), seed, shown, cell.steps["model"])
     console.print(table)
-    if len(plan.cells) > SHOWN_CELLS:
-        console.print(f"... and {len(plan.cells) - SHOWN_CELLS:,} more")
+    if len(shown_cells) > SHOWN_CELLS:
+        console.print(f"... and {len(shown_cells) - SHOWN_CELLS:,} more")
     all_kinds, open_kinds = Counter(s.kind for s in plan.steps.values()), Counter(s.kind for s in todo)
     kinds = ", ".join(f"{kind} {count} ({open_kinds[kind]} to do)" for kind, count in all_kinds.items())
     console.print(detectable_line(plan))
@@ -138,6 +139,8 @@ def _traits(plan: Plan) -> list[str]:
 def publish_report(sweep: Sweep) -> None:
     """Put the report of this sweep under its name, and print its table and place."""
     if not copy_report(sweep):
+        return
+    if sweep.is_diff:  # whose levels are shown with its transfers, once it has ended
         return
     print_levels(read_json(sweep.folder / "report.json"))
     console.print(f"Report: {escape(str((sweep.folder / 'report.html').resolve()))}")

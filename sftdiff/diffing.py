@@ -110,7 +110,7 @@ def _arm(name: str, verdicts: Verdicts, trait: Mapping[str, Any], seeds: int, fi
     rows = [row for seed in range(first, first + seeds) for row in verdicts[name][seed]]
     cut = sum(row["cut"] for row in rows) / len(rows)
     if cut > MAX_CUT_SHARE:
-        look |= {"call": OPEN, "note": f"{cut:.0%} of its replies were cut at the token limit: not interpreted"}
+        look |= {"call": OPEN, "stop": True, "note": f"{cut:.0%} of its replies were cut at the token limit: not interpreted"}
     return look
 
 

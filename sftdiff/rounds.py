@@ -18,7 +18,7 @@ DIFFERENCE = "difference"  # of original and alternative: looked at beside the a
 PAIR = ("original", "alternative")
 OPEN = "unresolved"
 
-Look = dict[str, Any]  # at least "look" (0 for the first), "seeds", "call"
+Look = dict[str, Any]  # at least "look" (0 for the first), "seeds", "call"; "stop": more seeds would not resolve it
 Looks = Mapping[str, Mapping[str, Sequence[Look]]]  # trait -> arm, or DIFFERENCE -> the looks taken, in order
 
 
@@ -70,7 +70,7 @@ def _waits_no_more(own: Mapping[str, Sequence[Look]], schedule: Schedule) -> boo
 
 def _next_seeds(taken: Sequence[Look], schedule: Schedule) -> int:
     """Return the seeds of the next look, or 0: the call is made, or no look is left."""
-    if len(taken) == len(schedule.seeds) or (taken and taken[-1]["call"] != OPEN):
+    if len(taken) == len(schedule.seeds) or (taken and (taken[-1]["call"] != OPEN or taken[-1].get("stop"))):
         return 0
     return schedule.seeds[len(taken)]
 

@@ -17,7 +17,8 @@ is the smallest set that is sufficient (swapped in, the trait remains) and neces
 
 Error control: steps 1 to 3 and 5 direct the search, each look at `explore_alpha`; a false step costs trainings, and step 4 shows
 it. The verdict is a conjunction of claims, each tested at the full rate (intersection-union test, Berger 1982, Technometrics
-24:295); looks at growing seeds share the rate equally, and attempt k = 0, 1, ... has `alpha` / 2^(k + 1).
+24:295); looks at growing seeds share the rate equally, and set k = 0, 1, ... of those that are verified has `alpha` / 2^(k + 1).
+The budget may be raised between two steps: the search goes on from where it ended.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from sftdiff.errors import SftdiffError
 from sftdiff.search_explore import Explorer, Found
 from sftdiff.search_known import Known, NeedsError, Settings, SpentError
 from sftdiff.search_parts import Part, size_of
-from sftdiff.search_state import CONFIRM, TREATMENTS, Answer, Ask, Test, trainings
+from sftdiff.search_state import CONFIRM, TREATMENTS, Answer, Ask, Test, trainings, verification
 
 ATTEMPTS = 3
 CLAIMS = {"in": "remains", "out": "gone"}  # what is claimed of a set; these tests get more seeds until they are resolved
@@ -110,20 +111,21 @@ class Search:
 
     def _run(self, answers: Sequence[Answer]) -> Result:
         result = self._result("unresolved", Found(note=f"{BUDGET} before anything was found"), answers)
-        for attempt in range(ATTEMPTS):
-            found = Found()
+        verified = list[int]()
+        for failed in range(ATTEMPTS):
+            found, before = Found(), frozenset(result.parts)
             try:
-                Explorer(Known(self.sources, self.settings, answers, attempt, attempt), found).sources()
+                Explorer(Known(self.sources, self.settings, answers, verified, failed), found).sources()
             except SpentError:
                 found.note = BUDGET
-            before = frozenset(result.parts)
-            if attempt and not found.state and (found.parts == before or (found.note == BUDGET and not found.parts > before)):
+            if failed and not found.state and (found.parts == before or (found.note == BUDGET and not found.parts > before)):
                 return result
             if found.state or not found.parts:
                 return self._result(found.state or "unresolved", found, answers)
-            result = self._verified(found, attempt, answers)
+            result = self._verified(found, answers)
+            verified.append(verification(result.parts, answers))
             if result.state == "found" and found.note != BUDGET:
-                return self._inside(result, found, attempt, answers)
+                return self._inside(result, found, Known(self.sources, self.settings, answers, verified, failed))
             calls = {name: result.confirmed[name].call for name in CLAIMS if name in result.confirmed}
             against = any(call not in (CLAIMS[name], "unresolved") for name, call in calls.items())
             if found.note == BUDGET or not against:
@@ -137,12 +139,13 @@ class Search:
         rows, tests = sum(size_of(part, self.sources) for part in parts), len({answer.test for answer in answers})
         return Result(state, parts, rows, confirmed or {}, alone, trainings(answers), tests, found.note)
 
-    def _verified(self, found: Found, attempt: int, answers: Sequence[Answer]) -> Result:
+    def _verified(self, found: Found, answers: Sequence[Answer]) -> Result:
         """Train a set in, out and dropped, and as many random rows, on seeds that the exploration did not see."""
         parts, rows = tuple(sorted(found.parts)), sum(size_of(part, self.sources) for part in found.parts)
         tests = {treatment: Test(treatment, parts) for treatment in TREATMENTS}
         tests |= {f"random_{treatment}": Test(treatment, random_rows=rows) for treatment in TREATMENTS}
-        purpose, known = f"{CONFIRM} {attempt}", Known(self.sources, self.settings, answers)
+        number, known = verification(parts, answers), Known(self.sources, self.settings, answers)
+        purpose = f"{CONFIRM} {number}"
         told = {answer.test: answer for answer in answers if answer.purpose == purpose}  # the last look at each
         wanted = [test for test in tests.values() if test not in told]
         if not wanted:
@@ -150,7 +153,7 @@ class Search:
             wanted = [test for test in unresolved if len(told[test].seeds) < self.settings.looks[-1]]
         notes = [found.note]
         if wanted:
-            share = self.settings.alpha / 2 ** (attempt + 1) / len(self.settings.looks)
+            share = self.settings.alpha / 2 ** (number + 1) / len(self.settings.looks)
             alphas = {tests[name]: share for name in CLAIMS}  # the others are looked at once
             asks = [Ask(test, known.seeds_for(test, purpose), alphas.get(test, self.settings.alpha), purpose) for test in wanted]
             try:
@@ -162,12 +165,11 @@ class Search:
         note = "; ".join(each for each in (reason, *notes) if each)
         return self._result(state, Found(found.parts, found.alone, note=note), answers, confirmed)
 
-    def _inside(self, result: Result, found: Found, failed: int, answers: Sequence[Answer]) -> Result:
+    def _inside(self, result: Result, found: Found, known: Known) -> Result:
         """Look for parts of the found sources, and verify the smallest ones that do; the sources stand where none do."""
         if self.settings.smallest is None:
             return result
-        attempt = failed + 1
-        explorer = Explorer(Known(self.sources, self.settings, answers, attempt, failed), found)
+        explorer, answers = Explorer(known, found), known.answers
         found.note = "inside the sources the trait remained with no half alone that was gone with the other"
         try:
             explorer.narrow(self.settings.smallest)
@@ -179,11 +181,10 @@ class Search:
                     continue
             except SpentError:
                 pass  # what is kept back may reach for its verification
-            inner = self._verified(Found(parts, found.alone), attempt, answers)
+            inner = self._verified(Found(parts, found.alone), answers)
             if inner.state == "found":
                 return Result(**{**vars(inner), "sources": result})
             found.note = f"smaller parts of the sources were not confirmed ({inner.note})"
-            attempt += 1
         return self._result("found", found, answers, result.confirmed)
 
 

@@ -73,16 +73,21 @@ class Known:
     """The answers that count at one point of a search. Asking for what they do not tell ends the pass with NeedsError."""
 
     def __init__(
-        self, sources: Mapping[str, int], settings: Settings, answers: Sequence[Answer], attempt: int = 0, failed: int = 0
+        self,
+        sources: Mapping[str, int],
+        settings: Settings,
+        answers: Sequence[Answer],
+        verified: Sequence[int] = (),
+        failed: int = 0,
     ) -> None:
         """What an exploration may know: the verifications before it, the last one first, and all explorations.
 
-        For each of them that failed, tests of the exploration count from one look later on.
+        For each verification that failed, tests of the exploration count from one look later on.
         """
         self.sources, self.settings, self.answers = sources, settings, answers
         self.all: Parts = frozenset(Part(name) for name in sources)
         self.looks = settings.explore_looks[min(failed, len(settings.explore_looks) - 1) :]
-        earlier = [[a for a in answers if a.purpose == f"{CONFIRM} {k}"] for k in reversed(range(attempt))]
+        earlier = [[a for a in answers if a.purpose == f"{CONFIRM} {number}"] for number in reversed(verified)]
         self.explored = [a for a in answers if a.purpose == EXPLORE and len(a.seeds) >= self.looks[0]]
         self.evidence = Evidence([*(a for each in earlier for a in each), *self.explored], sources, self.looks[-1])
 

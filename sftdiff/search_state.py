@@ -14,7 +14,7 @@ from sftdiff.search_parts import Part, Parts, complement, covers
 
 TREATMENTS = ("in", "out", "drop")
 EXPLORE = "explore"  # the purpose of a test that only directs the search
-CONFIRM = "confirm"  # the purpose of one that a claim rests on, with the number of the attempt: "confirm 0"
+CONFIRM = "confirm"  # the purpose of one that a claim rests on, with the number of the set that is verified: "confirm 0"
 
 
 @dataclass(frozen=True)
@@ -103,6 +103,12 @@ def trainings(asked: Iterable[Answer | Ask]) -> int:
     """The number of trainings behind answers: each seed of a test, and original and alternative with each of these seeds."""
     cells = {(each.test, seed) for each in asked for seed in each.seeds}
     return len(cells) + 2 * len({seed for _, seed in cells})
+
+
+def verification(parts: Sequence[Part], answers: Iterable[Answer]) -> int:
+    """Which verification that of a set is: the first one of a search has the number 0."""
+    sets = dict.fromkeys(a.test.parts for a in answers if a.purpose.startswith(CONFIRM) and not a.test.random_rows)
+    return list(sets).index(tuple(parts)) if tuple(parts) in sets else len(sets)
 
 
 class Evidence:

@@ -52,6 +52,11 @@ def test_only_unresolved_arms_get_more_seeds_and_the_pair_goes_with_them() -> No
     assert saved(grown, SCHEDULE) == 2  # drop has 2 of 4
 
 
+def test_an_arm_that_more_seeds_would_not_resolve_gets_none() -> None:
+    looks = {"t": {DIFFERENCE: [look("higher")], "swap": [look("unresolved") | {"stop": True}], "drop": [look("gone")]}}
+    assert next_round(looks, dict.fromkeys((*PAIR, *ARMS), 2), SCHEDULE) == {}
+
+
 def test_a_second_trait_opens_an_arm_again() -> None:
     done = {DIFFERENCE: [look("higher")], "swap": [look("remains")], "drop": [look("gone")]}
     looks = {"a": done, "b": {DIFFERENCE: [look("higher")], "swap": [look("gone")], "drop": [look("unresolved")]}}

@@ -232,6 +232,22 @@ def test_the_budget_is_kept_and_what_is_found_in_it_is_verified(budget: int, cul
         assert "the budget ended" in result.note
 
 
+def test_a_search_whose_budget_ended_goes_on_with_a_larger_one() -> None:
+    """The second set that is verified has half of the first one's error rate, whatever came between."""
+    level = clauses(["s07"], ["s21"], ["s30"])
+    first, answers = told(level, budget=64)
+    assert first.state != "found" and names(first) < {"s07", "s21", "s30"}
+    search, asks = Search(EVEN, Settings(200)), list[Ask]()
+    while not isinstance(found := search.step(answers), Result):
+        asks += found
+        answers += [answered(ask, level(ask.test)) for ask in found]
+    assert (found.state, names(found)) == ("found", {"s07", "s21", "s30"})
+    assert not {ask.test for ask in asks} & {answer.test for answer in answers[: -len(asks)] if answer.test.parts}
+    assert {ask.alpha for ask in asks if ask.purpose == "confirm 1" and ask.test.treatment == "in" and ask.test.parts} == {
+        0.05 / 4 / 3
+    }
+
+
 def test_a_set_that_is_not_confirmed_sends_the_search_on() -> None:
     """Two false answers hide one of two culprits: that its block is not enough, and that nothing is left without the other."""
     truth = clauses(["s07"], ["s30"])

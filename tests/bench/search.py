@@ -1,11 +1,12 @@
 """How well does the search find planted sources, and with how many trainings? Simulated searches whose truth is known.
 
-    python -m tests.bench.search [SEARCHES] [TRAINING_SD]
+    python -m tests.bench.search [SEARCHES] [TRAINING_SD] [exact]
 
 A world has 40 sources of unequal size. A training's dose is the sum of the weights of the culprits among the rows that have the
 original rollouts; the trait's level is a Hill curve of the dose. Every training draws its replies to 40 scenarios, each 0 or 1,
 with effects on the logit of the scenario (shared by all), of the training (TRAINING_SD, 0.5), and of both together. Transfers and
-their limits come from these replies by Fieller's method with the variance of `sftdiff.spread`. A search may spend a third of
+their limits come from these replies by Fieller's method with the variance of `sftdiff.spread`, or with `exact` from
+`sftdiff.transfer`, which takes six times as long and ends alike. A search may spend a third of
 what testing every source by itself takes (in, out and drop, three seeds each; no controls), in `rows` a half; it is charged for
 every training, those of the original and the alternative and its random controls among them.
 
@@ -38,6 +39,8 @@ from sftdiff.search_known import Settings
 from sftdiff.search_parts import Part, complement, rows_of
 from sftdiff.search_state import Answer, Ask, Test
 from sftdiff.spread import spread
+from sftdiff.stats import Interval
+from sftdiff.transfer import Bounds, Transfer, call_transfer, transfer
 
 Cells = NDArray[np.float64]
 SOURCES, SCENARIOS, SEEDS = 40, 40, 3
@@ -61,9 +64,10 @@ class World:
     seed: int
     culprits: int
     training_sd: float
+    exact: bool = False  # whether limits are those of sftdiff.transfer
 
     def rng(self, *what: object) -> np.random.Generator:
-        return np.random.default_rng(int(digest(f"{self} {what}", 15), 16))
+        return np.random.default_rng(int(digest(f"{self.kind} {self.culprits} {self.seed} {what}", 15), 16))
 
     @cached_property
     def sources(self) -> dict[str, int]:
@@ -156,13 +160,12 @@ class World:
     def answer(self, ask: Ask) -> Answer:
         arms = ((str(ask.test), self.transfer(ask.test)), ("alternative", 0.0), ("original", 1.0))
         cells = [np.stack([self.training(name, transfer, seed) for seed in ask.seeds]) for name, transfer in arms]
-        value, low, high = fieller(*cells, ask.alpha)
-        partial = "partial" if low > 1 / 3 and high < 2 / 3 else "unresolved"
-        call = "remains" if low > 2 / 3 else "gone" if high < 1 / 3 else partial
-        return Answer(ask.test, ask.seeds, value, low, high, call, ask.purpose)
+        found = transfer(*cells, "share", (0.0, 1.0), ask.alpha) if self.exact else fieller(*cells, ask.alpha)
+        call = call_transfer(found, Bounds())
+        return Answer(ask.test, ask.seeds, found.value, found.low, found.high, call, ask.purpose)
 
 
-def fieller(arm: Cells, alternative: Cells, original: Cells, alpha: float) -> tuple[float, float, float]:
+def fieller(arm: Cells, alternative: Cells, original: Cells, alpha: float) -> Transfer:
     """The transfer and its limits: the c that a test of arm - (1 - c) alternative - c original = 0 does not reject.
 
     The variance of that contrast is a parabola in c, so that three values give it.
@@ -175,7 +178,8 @@ def fieller(arm: Cells, alternative: Cells, original: Cells, alpha: float) -> tu
     held = GRID[(top - GRID * bottom) ** 2 <= quantile**2 * np.maximum(variance, 1e-6)]
     value = top / bottom if bottom else np.nan
     low, high = (float(held[0]), float(held[-1])) if held.size else (value, value)
-    return value, low if low > GRID[0] else -np.inf, high if high < GRID[-1] else np.inf
+    limits = low if low > GRID[0] else -np.inf, high if high < GRID[-1] else np.inf
+    return Transfer(value, *limits, Interval(bottom, np.nan, np.nan, "", ""), len(arm), SCENARIOS, "Fieller")
 
 
 def run(world: World, settings: Settings) -> tuple[Result, int]:
@@ -211,7 +215,7 @@ def row_rates(world: World, parts: Iterable[Part]) -> tuple[float, float]:
     return right / max(rows, 1), right / total
 
 
-def main(searches: int, training_sd: float) -> None:
+def main(searches: int, training_sd: float, exact: bool) -> None:
     kinds = [(kind, count) for kind, counts in CULPRITS.items() for count in counts] + [(kind, 0) for kind in NONE]
     each, shares, inner, spent, wrong = max(searches // len(kinds), 1), list[float](), list[tuple[float, float]](), 0.0, 0
     names = f"{'precision':>9} {'recall':>6} {'trainings':>9} {'most':>5} {'rounds':>6} {'singly':>9}"
@@ -220,7 +224,7 @@ def main(searches: int, training_sd: float) -> None:
         pairs, alone, used, rounds, states = [], [], list[int](), [], Counter[str]()
         chosen = Settings(FULL // 2, orders=("keyword", "judge"), smallest=10) if kind == "rows" else Settings(FULL // 3)
         for seed in range(each):
-            world, start = World(kind, seed, count, training_sd), time.perf_counter()
+            world, start = World(kind, seed, count, training_sd, exact), time.perf_counter()
             result, took = run(world, chosen)
             spent += time.perf_counter() - start
             pairs.append(({part.source for part in result.parts}, world.truths))
@@ -242,4 +246,5 @@ def main(searches: int, training_sd: float) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]) if len(sys.argv) > 1 else 200, float(sys.argv[2]) if len(sys.argv) > 2 else 0.5)
+    given = sys.argv[1:]
+    main(int(given[0]) if given else 200, float(given[1]) if len(given) > 1 else 0.5, "exact" in given)
