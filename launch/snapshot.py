@@ -14,8 +14,8 @@ from pathlib import Path
 
 from sftdiff.errors import SftdiffError
 from sftdiff.packages import TREE
+from sftdiff.provenance import git_state
 from sftdiff.records import write_json
-from sftdiff.steps import git_state
 
 PACKAGES = ("sftdiff", "launch", "conf")
 

@@ -6,31 +6,26 @@ by kind, so that this module imports neither torch nor Hydra.
 
 import contextlib
 import errno
-import functools
 import importlib
 import json
 import os
-import platform
 import shutil
-import subprocess
 import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import sftdiff
 from sftdiff.claims import claimed
 from sftdiff.errors import SftdiffError, describe_os_error
-from sftdiff.ranks import await_first_rank, first_failure, host_name, is_first_rank, place, rank, tell_ranks
+from sftdiff.provenance import provenance
+from sftdiff.ranks import await_first_rank, first_failure, is_first_rank, place, rank, tell_ranks
 from sftdiff.records import (
     NOT_OUTPUTS,
     StepRecord,
     load_record,
     read_done,
-    read_json,
     state,
     verify_outputs,
     write_done,
@@ -51,7 +46,6 @@ KINDS = {
     "judge": "sftdiff.judge:run_judge",
     "report": "sftdiff.report:run_report",
 }
-LIBRARIES = ("torch", "transformers", "deepspeed", "accelerate", "peft", "inspect-ai", "numpy", "scipy", "pyarrow")
 POLL_SECONDS = 0.5
 PATIENCE_SECONDS = 120.0  # of a rank that fails, with a first rank that has not begun
 
@@ -247,44 +241,6 @@ def _output_to(log: Path) -> Iterator[None]:
             os.dup2(kept[1], 2)
             os.close(kept[0])
             os.close(kept[1])
-
-
-def provenance(attempt: int) -> dict[str, Any]:
-    """Return where and with what a step runs. Environment variables are not recorded: they hold secrets."""
-    versions = {}
-    for name in LIBRARIES:
-        with contextlib.suppress(PackageNotFoundError):
-            versions[name] = version(name)
-    return {
-        "sftdiff": sftdiff.__version__,
-        "code": str(Path(sftdiff.__file__).parent),
-        "python": platform.python_version(),
-        "libraries": versions,
-        "host": host_name(),
-        "job": os.environ.get("SLURM_JOB_ID"),
-        **git_state(Path(sftdiff.__file__).parent),
-        "attempt": attempt,
-        "world_size": int(os.environ.get("WORLD_SIZE", "1")),
-        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-    }
-
-
-@functools.cache
-def git_state(folder: Path) -> dict[str, Any]:
-    """Return the commit of a checkout and whether it has uncommitted changes; None where there is no checkout."""
-    if (snapshot := folder.parent / "SNAPSHOT.json").exists():
-        return {key: read_json(snapshot)[key] for key in ("git_commit", "git_dirty")}
-    try:
-        commit = _git(folder, "rev-parse", "HEAD")
-        changes = _git(folder, "status", "--porcelain")
-    except (OSError, subprocess.SubprocessError):
-        return {"git_commit": None, "git_dirty": None}
-    return {"git_commit": commit, "git_dirty": bool(changes)}
-
-
-def _git(folder: Path, *arguments: str) -> str:
-    command = ["git", "-C", str(folder), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
 
 
 def outcome_of(directory: Path, runtime: dict[str, Any] | None = None) -> str:

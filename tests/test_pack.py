@@ -18,9 +18,9 @@ from sftdiff.backend import LocalModel
 from sftdiff.pack import MATCHES, Row, fill_sequences, load_rows, match_target, order_matched, order_steps, split_step
 from sftdiff.records import read_done, state
 from sftdiff.render import render_prompt, render_row
-from sftdiff.sft import IGNORED, collate
 from sftdiff.steps import run_step
 from sftdiff.students import load_tokenizer
+from sftdiff.trainer import IGNORED, collate
 
 MESSAGES = {"system": ChatMessageSystem, "user": ChatMessageUser, "assistant": ChatMessageAssistant}
 

@@ -372,7 +372,7 @@ def test_one_of_a_thing_is_told_in_the_singular() -> None:
     report |= {"curves": report["curves"][:1], "prompts": [report["prompts"][0] | {"rows": 1, "read": 1, "left_out": {}}]}
     text = Page(render_report(report)).text
     for words in ("(1 interval)", "1 step is missing", "1 warning", "1 difference:", "(1 row)", "loss of 1 training by",
-                  "The higher or lower one of a trait"):  # fmt: skip
+                  "The one higher or lower difference of a trait"):  # fmt: skip
         assert words in text
     assert not re.search(r"(?<![\d.,=_])1 (intervals|steps|warnings|differences|rows|trainings|arms|models|characters)\b", text)
     level["scope"], report["differences"] = "given this one training", []

@@ -37,9 +37,10 @@ from sftdiff.errors import SftdiffError
 from sftdiff.loading import _assert_changed, load_for_sampling
 from sftdiff.pack import Row, load_rows, match_target, order_matched, order_steps
 from sftdiff.records import read_done, read_json
-from sftdiff.sft import IGNORED, AnswerLogits, Curve, SftTrainer, collate
+from sftdiff.sft import Curve
 from sftdiff.steps import run_step
 from sftdiff.students import load_tokenizer
+from sftdiff.trainer import IGNORED, AnswerLogits, SftTrainer, collate
 
 
 @pytest.fixture(scope="module")
