@@ -149,6 +149,11 @@ def run_search(config: DictConfig) -> None:
     run_diff(config)
 
 
+def run_organisms(arguments: list[str]) -> int:
+    """Run the diffs of planted organisms, each as a command of its own; return the exit status."""
+    return int(import_module("launch.organisms").run_organisms(arguments))
+
+
 # What sftdiff's own sweeper calls with all cells at once, in place of these for each cell.
 PARTS = {
     "run_rollouts": "launch.parts:make_rollouts",

@@ -7,8 +7,7 @@ line to Hydra; the rounds are in launch.diff and launch.search, what they say in
 
 import sys
 
-from launch.cli import run_diff, run_hydra, run_search, subcommand, take_subcommand, with_default
-from launch.organisms import run_organisms
+from launch.cli import run_diff, run_hydra, run_organisms, run_search, subcommand, take_subcommand, with_default
 
 if __name__ == "__main__":
     task = run_diff
