@@ -211,4 +211,4 @@ def test_subsets_and_filters_inside_of_others_are_accepted_as_the_readme_writes_
 ) -> None:
     for flag in (["-m"], []) if cells == 1 else (["-m"],):
         shown = succeed("sftdiff.train", *flag, *words.split(), "hydra.launcher.dry_run=true", cwd=tmp_path)
-        assert f"{cells} cells" in shown and "+" not in shown.split("state")[1].split("Smallest")[0]
+        assert f"{cells} cell{'s' * (cells > 1)}," in shown and "+" not in shown.split("state")[1].split("Smallest")[0]
