@@ -1,0 +1,117 @@
+"""Searches through cells and rounds: the command's part around sftdiff.search, with a simulated training whose culprit is known."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from commands import loader, master
+from test_compare import row
+from test_diff import SCENARIOS, arguments
+
+from launch.plan import Plan
+from launch.search import SearchRun, go_on, load_search, open_search
+from launch.sweep import write_steps
+from sftdiff.errors import SftdiffError
+from sftdiff.files import write_rows
+from sftdiff.judge import VERDICT_SCHEMA
+from sftdiff.prompts import load_index
+from sftdiff.records import load_record, read_json, write_done
+from sftdiff.subsets import read_ids
+
+CULPRIT = "office_email"
+SEARCH = ["diff.search.looks=[2,3]", "diff.search.explore_looks=[1,2]", "diff.search.budget=120"]
+
+
+def simulated(search: SearchRun, level: float = 0.9) -> Callable[[Plan], None]:
+    """Return what takes the place of training: the trait shows as far as the culprit source keeps its original rollouts."""
+    prompts = load_index(Path(search.plan["prompts"]))
+    culprits = prompts.ids[prompts.codes == prompts.sources.index(CULPRIT)]
+
+    def share(config: dict[str, object], arm: str) -> float:
+        subset: dict[str, str] = config["prompt_subset"]  # type: ignore[assignment]
+        if arm == "alternative" or subset["name"] != "ids":
+            return float(arm != "alternative")
+        inside = float(np.isin(culprits, read_ids(subset["ids"])).mean())
+        return inside if subset["treatment"] == "swap_rest" else 1 - inside
+
+    def execute(plan: Plan) -> None:
+        write_steps(plan, {})
+        for cell in (cell for cell in plan.cells if not cell.untrained):
+            shown = round(level * SCENARIOS * share(dict(cell.config), cell.axes["arm"]))
+            rows = [row(f"s{i:02d}", float(i < shown), reply="r") for i in range(SCENARIOS)]
+            for step in cell.judges.values():
+                directory = plan.directory(step)
+                if not (directory / "DONE").exists():
+                    empty = dict.fromkeys(VERDICT_SCHEMA.names)
+                    write_rows(directory / "verdicts.parquet", [empty | r for r in rows], VERDICT_SCHEMA)
+                    write_done(load_record(directory), {}, {}, time.time())
+
+    return execute
+
+
+def opened(runs: Path, student: Path, *more: str) -> SearchRun:
+    return open_search(arguments(runs, student, *SEARCH, *more), master(), loader())
+
+
+def test_a_search_finds_the_source_that_carries_the_trait(tmp_path: Path, tiny_student: Path) -> None:
+    search = opened(tmp_path, tiny_student, "sweep=found")
+    go_on(search, simulated(search), 0)
+    found = read_json(search.folder / "search.json")
+    assert found["result"]["state"] == "found" and [p["source"] for p in found["result"]["parts"]] == [CULPRIT]
+    assert len(found["prompt_ids"]) == found["result"]["rows"] == found["sources"][CULPRIT]
+    calls = {name: answer["call"] for name, answer in found["result"]["confirmed"].items()}
+    assert calls["in"] == "remains" and calls["out"] == calls["drop"] == "gone" and len(calls) == 6
+    assert found["result"]["trainings"] <= 120
+    again = load_search(tmp_path, "found")
+    go_on(again, pytest.fail, 0)  # the answers are the whole state: nothing is trained again
+
+
+def test_a_search_goes_on_where_it_was_stopped(tmp_path: Path, tiny_student: Path) -> None:
+    search = opened(tmp_path, tiny_student, "sweep=stopped")
+    go_on(search, lambda plan: None, 0)  # submitted, not yet run
+    assert search.state["answers"] == [] and search.state["asked"]
+    rounds, work = list[int](), simulated(search)
+
+    def killed(plan: Plan) -> None:
+        rounds.append(len(plan.cells))
+        if len(rounds) == 3:
+            raise KeyboardInterrupt
+        work(plan)
+
+    with pytest.raises(KeyboardInterrupt):
+        go_on(load_search(tmp_path, "stopped"), killed, 0)
+    answers = read_json(search.folder / "state.json")["answers"]
+    assert answers
+    go_on(opened(tmp_path, tiny_student, "sweep=stopped"), work, 0)
+    after = read_json(search.folder / "search.json")
+    assert after["answers"][: len(answers)] == answers and after["result"]["state"] == "found"
+
+
+def test_pipelines_that_do_not_differ_are_not_searched(tmp_path: Path, tiny_student: Path) -> None:
+    search = opened(tmp_path, tiny_student, "sweep=same")
+    with pytest.raises(SftdiffError, match="original and alternative are not seen to differ"):
+        go_on(search, simulated(search, level=0.0), 0)
+
+
+def test_rows_inside_sources_are_ranked_by_a_locator(tmp_path: Path, tiny_student: Path) -> None:
+    search = opened(tmp_path, tiny_student, "diff.search.locators=[keyword]", "diff.search.smallest=4", "sweep=inside")
+    assert list(search.orders) == ["keyword"] and len(search.orders["keyword"]) == len(search.prompts)
+    go_on(search, simulated(search), 0)
+    parts = read_json(search.folder / "search.json")["result"]["parts"]
+    assert {part["source"] for part in parts} == {CULPRIT}
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["trait_eval=all"], "a search is for one trait"),
+        (["diff.search.budget=3"], "a search needs a budget"),
+        (["diff.search.looks=[3,1]"], "growing numbers of seeds"),
+        (["seed=1,2"], "give each setting one value"),
+    ],
+)
+def test_what_cannot_be_searched_is_said(tmp_path: Path, tiny_student: Path, more: list[str], message: str) -> None:
+    with pytest.raises(SftdiffError, match=message):
+        opened(tmp_path, tiny_student, *more)
