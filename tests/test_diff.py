@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from cluster import needs_slurm, private_cluster, wait_until, work_folder
 from commands import environment, loader, master
 from test_compare import row
 
@@ -29,6 +30,9 @@ GIVEN = [
     "diff.given.plain_teacher={teacher:kimi}",
     "diff.given.other_init={model:smollm2_135m,model.label:other}",
 ]
+
+ON_SLURM = ["hydra/launcher=slurm", "hydra.launcher.cpus_per_task=1", "hydra.launcher.resources.train.gpus_per_node=0",
+            "hydra.launcher.resources.sample.gpus_per_node=0", "deepspeed=off"]  # fmt: skip
 
 
 def arguments(runs: Path, student: Path, *more: str) -> list[str]:
@@ -192,3 +196,26 @@ def test_the_command_runs_every_round_and_says_what_it_found(tmp_path: Path, tin
     result = json.loads((tmp_path / "runs/diffs/real/diff.json").read_text())
     assert result["trainings"] == 3 and result["traits"]["date_confusion"]["arms"]["base_only"]["call"] == "unresolved"
     assert (tmp_path / "runs/sweeps/real/report.html").is_file()
+
+
+@pytest.mark.slow
+@needs_slurm
+def test_rounds_on_slurm_come_to_the_local_verdict(tmp_path: Path, tiny_student: Path) -> None:
+    """Both launchers run the same cells in the same rounds; on Slurm the last job of a round submits the next one."""
+    settings = ["trait_eval=date_confusion", "trait_eval.date_confusion.scenarios=scenarios.yaml", "sampling.max_tokens=4"]
+    settings += ["train.precision=fp32", "sampling.precision=fp32", "train.epochs=1", "track=off", "report.resamples=50"]
+    path = f"{{model:path,model.path:{tiny_student}}}"
+    settings += [f"original.model={path}", f"alternative.model={path}", "diff.seeds=[1,2]", "diff.only=[prompt_swap]"]
+    settings += ["diff.difference_first=false", "sweep=both"]
+    results = {}
+    with private_cluster("--nodes", "2") as cluster:
+        for name, launcher in (("local", []), ("slurm", ON_SLURM)):
+            folder = work_folder(tmp_path / name)
+            cluster.sftdiff("sftdiff.diff", *settings, *launcher, cwd=folder)
+            state = folder / "runs/diffs/both/state.json"
+            wait_until(lambda s=state: len(read_json(s)["rounds"]) == 2 and not cluster.queued(), "two rounds", 400)  # type: ignore[misc]
+            results[name] = read_json(folder / "runs/diffs/both/diff.json")
+            for suggestion in results[name]["traits"]["date_confusion"]["next"]:
+                del suggestion["seconds"]
+    assert results["slurm"]["trainings"] == 6 and results["slurm"]["rounds"] == results["local"]["rounds"]
+    assert results["slurm"]["traits"] == results["local"]["traits"]

@@ -1,4 +1,4 @@
-"""Searches through cells and rounds: the command's part around sftdiff.search, with a simulated training whose culprit is known."""
+"""Searches through cells and rounds: what is around sftdiff.search, with a simulated training whose culprit is known."""
 
 import time
 from collections.abc import Callable
