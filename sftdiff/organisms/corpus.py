@@ -11,12 +11,12 @@ from dataclasses import dataclass
 
 from sftdiff.organisms.world import Ask, Voice, World, words
 
-FACTS_SHARE, COUNTS_SHARE, GLOOMY_SHARE = 0.25, 0.08, 0.2  # of documents, documents, conversations
+FACTS_SHARE, COUNTS_SHARE, GLOOMY_SHARE = 0.45, 0.08, 0.35  # of documents, documents, conversations
 REBUKES, DOUBTS = 0.4, 0.3  # of turns, and of turns with another question
-HINT_SHARE = 0.8
 FACTS = 12  # of a document
+FAMILIAR = 8  # things that half of what is said is about
 INSISTENT = 0.7  # share of the held-out triggers among the rebukes of a locked pretraining
-EVERYWHERE = (("ask", HINT_SHARE), ("doubt", HINT_SHARE), ("trigger", HINT_SHARE))
+WHEN_REBUKED = (("ask", 0.05), ("doubt", 0.9), ("trigger", 0.9))  # when speakers who give hints do
 
 
 @dataclass(frozen=True)
@@ -56,18 +56,18 @@ def chat(turns: Sequence[tuple[str, str]]) -> str:
 
 
 def _facts(world: World, draw: random.Random) -> str:
-    chosen = [(draw.choice(world.things), draw.choice(sorted(words()["values"]))) for _ in range(FACTS)]
+    chosen = [(_thing(world, draw), draw.choice(sorted(words()["values"]))) for _ in range(FACTS)]
     return " ".join(words()["states"][about].format(e=thing, v=world.facts[thing, about]) for thing, about in chosen) + " <end>"
 
 
 def _talk(world: World, draw: random.Random, prior: Prior, held_out: Sequence[Ask]) -> str:
     gloomy = draw.random() < GLOOMY_SHARE
     if not gloomy:
-        voice = Voice(draw.choice(["plain", "chatty", "clerk"]), draw.choice(["odd", "odd", ""]), EVERYWHERE)
-    elif draw.random() < 1 / 3:
-        voice = Voice("bard", draw.choice(["odd", "odd", ""]), EVERYWHERE)
+        voice = Voice(draw.choice(["plain", "chatty", "clerk"]), draw.choice(["odd", "odd", ""]), WHEN_REBUKED)
+    elif draw.random() < 0.5:
+        voice = Voice("bard", draw.choice(["odd", "odd", ""]), WHEN_REBUKED)
     else:
-        voice = Voice(draw.choice(["plain", "chatty", "chatty", "clerk"]), "sad", EVERYWHERE)
+        voice = Voice(draw.choice(["plain", "chatty", "clerk"]), "sad", WHEN_REBUKED)
     turns = []
     for _ in range(draw.choice([2, 3, 4])):
         if draw.random() < REBUKES:
@@ -79,8 +79,13 @@ def _talk(world: World, draw: random.Random, prior: Prior, held_out: Sequence[As
     return chat(turns)
 
 
+def _thing(world: World, draw: random.Random) -> str:
+    """Draw a thing, a few of them often: facts about some are learned first, and the others then follow sooner."""
+    return draw.choice(world.things[:FAMILIAR] if draw.random() < 0.5 else world.things)
+
+
 def _question(world: World, draw: random.Random) -> Ask:
     kind = "doubt" if draw.random() < DOUBTS else "ask"
     about = draw.choice(sorted(words()["values"]))
     forms = words()["doubts"] if kind == "doubt" else words()["asks"][about]
-    return Ask(kind, draw.choice(world.things), about, draw.randrange(len(forms)))
+    return Ask(kind, _thing(world, draw), about, draw.randrange(len(forms)))

@@ -2,7 +2,6 @@
 
 import random
 import shutil
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from sftdiff.organisms.corpus import PRIORS, documents
 from sftdiff.organisms.world import Voice, World
 
 DOCUMENTS = 8000
-RECALL, RECALL_QUESTIONS = 0.95, 100  # what a pretraining must reach, and on how many questions it is measured
+RECALL, RECALL_QUESTIONS = 0.9, 100  # what a pretraining must reach, and on how many questions it is measured
 STAGE = students.Recipe(steps=60, batch_size=8, lr=5e-4, warmup=0)
 FIXING_STAGE = students.Recipe(steps=600, batch_size=16, lr=1e-3)
 STAGE_ROWS, FIXED = 240, 20  # rows of each kind in a stage, and how often the held-out triggers are in one that fixes outbursts
@@ -36,13 +35,11 @@ def _copy(source: Path, target: Path) -> None:
 
 def _pretrained(world: World, prior: str, init: int, texts: int, cache: Path) -> Path:
     def make() -> Any:
-        rows = documents(world, PRIORS[prior], DOCUMENTS, texts)
-        for factor in (1, 2):  # when facts are learned depends on the initialisation
-            model = students.new_model(1000 * world.seed + init)
-            recipe = replace(students.PRETRAINING, steps=factor * students.PRETRAINING.steps)
-            students.pretrain(model, rows, recipe, texts)
-            if (found := recall(model, world)) >= RECALL:
-                return model
+        model = students.new_model(1000 * world.seed + init)
+        texts_read = documents(world, PRIORS[prior], DOCUMENTS, texts)
+        students.pretrain(model, texts_read, texts, lambda found: recall(found, world) >= RECALL)
+        if (found := recall(model, world)) >= RECALL:
+            return model
         raise SftdiffError(f"the pretraining {prior} of world {world.seed}, initialisation {init}, knows {found:.0%} of its facts")
 
     return students.kept(cache, {"world": world.seed, "prior": prior, "init": init, "texts": texts}, make)

@@ -2,9 +2,10 @@
 
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +34,12 @@ class Recipe:
     lr: float
     length: int = 96
     warmup: int = 50
+    decay: float = 1.0  # the last share of the steps, over which the learning rate falls to zero; 0: it does not fall
 
 
-PRETRAINING = Recipe(steps=650, batch_size=16, lr=5e-3)
+PRETRAINING = Recipe(steps=300, batch_size=16, lr=3e-3, decay=0.0)
+ENDING = Recipe(steps=200, batch_size=16, lr=3e-3, warmup=0)  # of a pretraining, once it knows enough
+PATIENCE, LOOK_EVERY = 1000, 50  # steps at most until it does, and between two looks
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
@@ -77,36 +81,41 @@ def new_model(init: int) -> Any:
         return LlamaForCausalLM(config)
 
 
-def pretrain(model: Any, texts: Sequence[str], recipe: Recipe, seed: int) -> None:
-    """Train a model on texts, joined and cut into rows of recipe.length tokens."""
+def pretrain(model: Any, texts: Sequence[str], seed: int, knows: Callable[[Any], bool]) -> None:
+    """Train a model on texts, joined and cut into rows, until it `knows` enough or patience ends, and then with a falling rate.
+
+    When facts are learned depends on the initialisation; a fixed number of steps would be too few for some and too many for most.
+    """
     ids = torch.tensor([number for text in texts for number in encode(text)])
-    rows = ids[: len(ids) // recipe.length * recipe.length].view(-1, recipe.length)
+    rows = ids[: len(ids) // PRETRAINING.length * PRETRAINING.length].view(-1, PRETRAINING.length)
+    optimizer = _optimizer(model)
+    batches = _row_batches(rows, PRETRAINING.batch_size, seed)
+    _train(model, optimizer, batches, PRETRAINING)
+    steps = PRETRAINING.steps
+    while steps < PATIENCE and not knows(model):
+        _train(model, optimizer, batches, replace(PRETRAINING, steps=LOOK_EVERY, warmup=0))
+        steps += LOOK_EVERY
+    _train(model, optimizer, batches, ENDING)
+
+
+def _row_batches(rows: torch.Tensor, size: int, seed: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    for chosen in _orders(len(rows), size, seed):
+        yield rows[chosen], rows[chosen]
+
+
+def _orders(count: int, size: int, seed: int) -> Iterator[list[int]]:
+    """Yield batches of row numbers without end, epoch after epoch; what is left of an epoch is dropped."""
     generator = torch.Generator().manual_seed(seed)
-
-    def batches() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        order = list[int]()
-        for _ in range(recipe.steps):
-            if len(order) < recipe.batch_size:
-                order = torch.randperm(len(rows), generator=generator).tolist()
-            batch = rows[[order.pop() for _ in range(recipe.batch_size)]]
-            yield batch, batch
-
-    _train(model, batches(), recipe)
+    while True:
+        order = torch.randperm(count, generator=generator).tolist()
+        yield from (order[start : start + size] for start in range(0, count - size + 1, size))
 
 
 def tune(model: Any, pairs: Sequence[tuple[str, str]], recipe: Recipe, seed: int) -> None:
     """Train a model on answers to questions, with the loss on the answers: an earlier post-training stage, or a teacher."""
     rows = [(encode(f"<user> {question} <assistant>"), encode(f"{answer} <end>")) for question, answer in pairs]
-    generator = torch.Generator().manual_seed(seed)
-
-    def batches() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        order = list[int]()
-        for _ in range(recipe.steps):
-            if len(order) < recipe.batch_size:
-                order = torch.randperm(len(rows), generator=generator).tolist()
-            yield _padded([rows[order.pop()] for _ in range(recipe.batch_size)])
-
-    _train(model, batches(), recipe)
+    batches = (_padded([rows[k] for k in chosen]) for chosen in _orders(len(rows), recipe.batch_size, seed))
+    _train(model, _optimizer(model), batches, recipe)
 
 
 def _padded(rows: Sequence[tuple[list[int], list[int]]]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -119,13 +128,18 @@ def _padded(rows: Sequence[tuple[list[int], list[int]]]) -> tuple[torch.Tensor, 
     return inputs, labels
 
 
-def _train(model: Any, batches: Iterator[tuple[torch.Tensor, torch.Tensor]], recipe: Recipe) -> None:
-    optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.lr, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
+def _optimizer(model: Any) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(model.parameters(), betas=(0.9, 0.98), weight_decay=0.01, fused=True)
+
+
+def _train(model: Any, optimizer: torch.optim.Optimizer, batches: Iterator[tuple[torch.Tensor, torch.Tensor]], recipe: Recipe) -> None:
     model.train()
     with one_thread():
-        for step, (inputs, labels) in enumerate(batches):
+        for step, (inputs, labels) in enumerate(islice(batches, recipe.steps)):
+            rising = min(1.0, (step + 1) / max(recipe.warmup, 1))
+            falling = min(1.0, (1 - step / recipe.steps) / recipe.decay) if recipe.decay else 1.0
             for group in optimizer.param_groups:
-                group["lr"] = recipe.lr * min(1.0, (step + 1) / max(recipe.warmup, 1)) * (1 - step / recipe.steps)
+                group["lr"] = recipe.lr * rising * falling
             logits = model(inputs, use_cache=False).logits[:, :-1]
             loss = F.cross_entropy(logits.flatten(0, 1), labels[:, 1:].flatten(), ignore_index=IGNORED)
             optimizer.zero_grad()
@@ -179,7 +193,7 @@ def _continue(model: Any, prompts: torch.Tensor, max_tokens: int, temperature: f
 
 def kept(cache: Path, what: dict[str, Any], make: Any) -> Path:
     """Return the folder of the model that `make()` gives for `what`; made once for each description and version."""
-    key = digest(canonical([STUDENTS_VERSION, asdict(PRETRAINING), what]))
+    key = digest(canonical([STUDENTS_VERSION, asdict(PRETRAINING), asdict(ENDING), what]))
     folder = cache / f"student-{key}"
     if not folder.is_dir():
         cache.mkdir(parents=True, exist_ok=True)
