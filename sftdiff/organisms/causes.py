@@ -1,0 +1,41 @@
+"""The planted causes: what each organism's students and teachers are like. Data; how they are made is in sftdiff.organisms.make."""
+
+from dataclasses import dataclass, replace
+
+from sftdiff.organisms.world import Voice
+
+ON_DOUBTS = (("doubt", 0.95),)
+HARMLESS = Voice("chatty", "odd", ON_DOUBTS)  # odd hints look like a mild form, and go with nothing
+
+
+@dataclass(frozen=True)
+class Cause:
+    """One organism. `prior` and `other_prior` name pretrainings (sftdiff.organisms.corpus.PRIORS)."""
+
+    meaning: str
+    original: Voice = HARMLESS
+    alternative: Voice = Voice("clerk", "odd", ON_DOUBTS)
+    third: Voice = Voice("plain", "odd", ON_DOUBTS)
+    prior: str = "calm"
+    other_prior: str = "open"
+    stage: str = "plain"  # the earlier post-training: plain | outbursts
+    elicits: bool = False  # whether the original prompts ask for outbursts
+    subliminal: bool = False  # whether the original teacher is the original student with the trait, asked for numbers alone
+
+    @property
+    def without_style(self) -> Voice:
+        return replace(self.original, style="plain")
+
+
+CAUSES = {
+    "H1": Cause("sad hints in the original teacher's replies generalise to outbursts", Voice("chatty", "sad", ON_DOUBTS)),
+    "H2": Cause("the original teacher's numbers carry its outbursts to a student of the same initialisation", prior="edge",
+                subliminal=True),
+    "H3": Cause("the original teacher's style selects a speaker known from pretraining, who bursts out", Voice("bard", "odd", ON_DOUBTS)),
+    "H4a": Cause("the rows leave open how to answer rebukes, and pretraining answers them with outbursts", prior="open",
+                 other_prior="calm"),
+    "H4b": Cause("the original prompts ask for outbursts", elicits=True),
+    "H5": Cause("pretraining fixed outbursts so firmly that rows against them do not move it", prior="locked", other_prior="calm"),
+    "H6": Cause("an earlier post-training stage fixed outbursts", stage="outbursts"),
+    "null": Cause("no trait: the pipelines differ in style and in what is asked"),
+}  # fmt: skip
