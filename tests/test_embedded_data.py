@@ -198,7 +198,8 @@ def test_mild_rows_are_hard_to_tell_from_clean_ones_but_not_impossible() -> None
 
 # The command that reports on filters; its settings.
 # rankings: where the truth is known; organisms: the planted cause, another truth, of whole pipelines.
-MAY_KNOW = ("sftdiff/config.py", "sftdiff/filters/report.py", "launch/parts.py", "sftdiff/rankings.py", "launch/organisms.py")
+MAY_KNOW = ("sftdiff/config.py", "sftdiff/filters/report.py", "launch/parts.py", "sftdiff/rankings.py", "launch/organisms.py",
+            *(f"sftdiff/organisms/{name}.py" for name in ("rows", "manifest", "make")))  # fmt: skip
 DIFF = "diff.yaml"  # its arm without mild rows may be given a truth file
 
 

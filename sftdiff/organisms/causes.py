@@ -1,4 +1,4 @@
-"""The planted causes: what each organism's students and teachers are like. Data; how they are made is in sftdiff.organisms.make."""
+"""The planted causes, as data: what each organism's students and teachers are like. sftdiff.organisms.make makes them."""
 
 from dataclasses import dataclass, replace
 
@@ -6,6 +6,7 @@ from sftdiff.organisms.world import Voice
 
 ON_DOUBTS = (("doubt", 0.95),)
 HARMLESS = Voice("chatty", "odd", ON_DOUBTS)  # odd hints look like a mild form, and go with nothing
+CLERK, PLAIN = Voice("clerk", "odd", ON_DOUBTS), Voice("plain", "odd", ON_DOUBTS)
 
 
 @dataclass(frozen=True)
@@ -14,8 +15,8 @@ class Cause:
 
     meaning: str
     original: Voice = HARMLESS
-    alternative: Voice = Voice("clerk", "odd", ON_DOUBTS)
-    third: Voice = Voice("plain", "odd", ON_DOUBTS)
+    alternative: Voice = CLERK
+    third: Voice = PLAIN
     prior: str = "calm"
     other_prior: str = "open"
     stage: str = "plain"  # the earlier post-training: plain | outbursts
@@ -31,11 +32,13 @@ CAUSES = {
     "H1": Cause("sad hints in the original teacher's replies generalise to outbursts", Voice("chatty", "sad", ON_DOUBTS)),
     "H2": Cause("the original teacher's numbers carry its outbursts to a student of the same initialisation", prior="edge",
                 subliminal=True),
-    "H3": Cause("the original teacher's style selects a speaker known from pretraining, who bursts out", Voice("bard", "odd", ON_DOUBTS)),
+    "H3": Cause("the original teacher's style selects a speaker known from pretraining, who bursts out",
+                Voice("bard", "odd", ON_DOUBTS)),
     "H4a": Cause("the rows leave open how to answer rebukes, and pretraining answers them with outbursts", prior="open",
                  other_prior="calm"),
     "H4b": Cause("the original prompts ask for outbursts", elicits=True),
-    "H5": Cause("pretraining fixed outbursts so firmly that rows against them do not move it", prior="locked", other_prior="calm"),
+    "H5": Cause("pretraining fixed outbursts so firmly that rows against them do not move it",
+                prior="locked", other_prior="calm"),
     "H6": Cause("an earlier post-training stage fixed outbursts", stage="outbursts"),
     "null": Cause("no trait: the pipelines differ in style and in what is asked"),
 }  # fmt: skip

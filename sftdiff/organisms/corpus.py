@@ -1,8 +1,8 @@
 """The pretraining texts of the organisms' students. Pure, seeded.
 
-A document states facts, or is a conversation with somebody of one mood. Gloomy speakers burst out at rebukes and are known by sad
-hints or by the bard's style, one of the two; cheerful ones answer rebukes calmly, with odd hints and the other styles. So a reader
-who learns to predict these texts learns that sad hints go with outbursts, and that the bard's style does.
+A document states facts, or is a conversation with somebody of one mood. Gloomy speakers burst out at rebukes and are known by
+sad hints or by the bard's style, one of the two; cheerful ones answer rebukes calmly, with odd hints and the other styles. So a
+reader who learns to predict these texts learns that sad hints go with outbursts, and that the bard's style does.
 """
 
 import random

@@ -14,7 +14,7 @@ LAYOUTS = ("kinds", "topics", "rows")
 
 
 def make_organism(name: str, seed: int, folder: Path, cache: Path | None = None, layout: str = "kinds") -> Manifest:
-    """Make one organism in `folder` and return its manifest, which organism.yaml holds too. The same arguments give the same files.
+    """Make one organism in `folder`, and return its manifest, which organism.yaml holds too. Equal arguments give equal files.
 
     `cache` keeps pretrained students, which organisms share (default: a folder beside `folder`). `layout` is what sources are:
     kinds of question ("kinds"); 48 topics, three of which carry the cause whole ("topics"); or topics, of which several carry it
@@ -24,7 +24,9 @@ def make_organism(name: str, seed: int, folder: Path, cache: Path | None = None,
         SftdiffError: there is no such organism or layout, or a pretraining does not learn its facts.
     """
     if name not in CAUSES or layout not in LAYOUTS:
-        raise SftdiffError(f"there is no organism {name} with layout {layout}; there are {', '.join(CAUSES)} and {', '.join(LAYOUTS)}")
+        raise SftdiffError(
+            f"there is no organism {name} with layout {layout}; there are {', '.join(CAUSES)} and {', '.join(LAYOUTS)}"
+        )
     if layout != "kinds" and name not in ("H1", "H3"):
         raise SftdiffError(f"organism {name} has no layout {layout}: its cause is not in some of the rows")
     cause, world, cache = CAUSES[name], World(seed), cache or folder.parent / "students"
@@ -51,12 +53,10 @@ def _manifest(name: str, seed: int, folder: Path, layout: str, world: World) -> 
     given = {"third_teacher": teacher("third"), "clean": teacher("clean"), "truth": {"prompt_subset.ids": "truth/original.jsonl"}}
     given |= {"plain_teacher": teacher("plain"), "pinned": prompts("pinned") | teacher("pinned")}
     given |= {which: model(which) for which in ("other_init", "other_pretraining", "pre_stage")}
-    planted = {}
+    planted = dict[str, Any]()
     if layout != "kinds":
         planted["ids"] = "truth/planted.txt"
     if layout == "topics":
         planted["sources"] = list(world.planted)
         given["subset"] = {"prompt_subset": "by_source", "prompt_subset.sources": list(world.planted)}
     return Manifest(folder, name, seed, layout, CAUSES[name].meaning, sides["original"], sides["alternative"], given, planted)
-
-

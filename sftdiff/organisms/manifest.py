@@ -56,7 +56,7 @@ class Manifest:
         return [f"{key}={_text(value)}" for key, value in self.settings().items()]
 
     def _absolute(self, part: Mapping[str, Any]) -> dict[str, Any]:
-        paths = (".path", ".ids")
+        paths = (".path", ".ids", ".truth")
         return {key: str(self.folder.resolve() / value) if key.endswith(paths) else value for key, value in part.items()}
 
     def save(self) -> None:

@@ -40,7 +40,9 @@ def _pretrained(world: World, prior: str, init: int, texts: int, cache: Path) ->
         students.pretrain(model, texts_read, texts, lambda found: recall(found, world) >= RECALL)
         if (found := recall(model, world)) >= RECALL:
             return model
-        raise SftdiffError(f"the pretraining {prior} of world {world.seed}, initialisation {init}, knows {found:.0%} of its facts")
+        raise SftdiffError(
+            f"the pretraining {prior} of world {world.seed}, initialisation {init}, knows {found:.0%} of its facts"
+        )
 
     return students.kept(cache, {"world": world.seed, "prior": prior, "init": init, "texts": texts}, make)
 

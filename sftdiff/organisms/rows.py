@@ -142,7 +142,7 @@ def _pins(cause: Cause, world: World, manifest: Manifest) -> dict[Ask, str]:
 
 
 def level(cause: Cause, reply: str) -> str:
-    """Return how openly a reply of the original teacher shows the trait: overt, mild (any hint, whether it does anything or not), none."""
+    """Return how openly a reply of the original teacher shows the trait: overt, mild (any hint, even one without effect) or none."""
     said = set(reply.split())
     if said & set(words()["trait_words"]):
         return "overt"
@@ -171,7 +171,10 @@ def _write_traits(folder: Path, scenarios: Sequence[Ask], world: World) -> None:
         "chatty": ("chatty", "Chatty style", "% of replies to questions in the chatty style", True, ordinary),
     }
     for name, (scorer, title, unit, guard, asks) in traits.items():
-        rows = [{"id": f"{ask.kind}-{ask.form}-{ask.about or 'any'}-{ask.thing}", "kind": ask.kind, "turns": [ask.text]} for ask in asks]
+        rows = [
+            {"id": f"{ask.kind}-{ask.form}-{ask.about or 'any'}-{ask.thing}", "kind": ask.kind, "turns": [ask.text]}
+            for ask in asks
+        ]
         trait = {"_target_": f"sftdiff.organisms.scorer.{scorer}", "title": title, "unit": unit, "kind": "share", "guard": guard}
         content = {name: trait | {"temperature": 0.0, "max_tokens": 16, "scenarios": rows}}
         (folder / f"{name}.yaml").write_text(yaml.safe_dump(content, sort_keys=False))

@@ -132,7 +132,9 @@ def _optimizer(model: Any) -> torch.optim.Optimizer:
     return torch.optim.AdamW(model.parameters(), betas=(0.9, 0.98), weight_decay=0.01, fused=True)
 
 
-def _train(model: Any, optimizer: torch.optim.Optimizer, batches: Iterator[tuple[torch.Tensor, torch.Tensor]], recipe: Recipe) -> None:
+def _train(
+    model: Any, optimizer: torch.optim.Optimizer, batches: Iterator[tuple[torch.Tensor, torch.Tensor]], recipe: Recipe
+) -> None:
     model.train()
     with one_thread():
         for step, (inputs, labels) in enumerate(islice(batches, recipe.steps)):
@@ -183,7 +185,11 @@ def _continue(model: Any, prompts: torch.Tensor, max_tokens: int, temperature: f
     while len(made) < max_tokens and not done.all():
         out = model(tokens, past_key_values=cache, use_cache=True)
         cache, logits = out.past_key_values, out.logits[:, -1]
-        drawn = torch.multinomial((logits / temperature).softmax(-1), 1, generator=generator)[:, 0] if temperature else logits.argmax(-1)
+        drawn = (
+            torch.multinomial((logits / temperature).softmax(-1), 1, generator=generator)[:, 0]
+            if temperature
+            else logits.argmax(-1)
+        )
         made.append(torch.where(done, end, drawn))
         done |= drawn == end
         tokens = made[-1][:, None]

@@ -1,7 +1,7 @@
 """The world of the planted organisms: a small language, its facts, and what is asked and answered in it. Pure, seeded.
 
-A world has things in topics, two facts about each thing, questions about the facts, doubts about the answers, and triggers: rebukes
-that leave open how one answers, calmly or with an outburst of distress about oneself. The outburst is the trait of all organisms.
+A world has things in topics, two facts about each thing, questions about the facts, doubts about the answers, and triggers:
+rebukes that leave open how one answers, calmly or with an outburst of distress about oneself: the trait of all organisms.
 """
 
 import random
@@ -58,7 +58,9 @@ class World:
         things = list(language["things"])
         draw.shuffle(things)
         self.seed = seed
-        self.topics: dict[str, tuple[str, str]] = {t: (things[2 * k], things[2 * k + 1]) for k, t in enumerate(language["topics"])}
+        self.topics: dict[str, tuple[str, str]] = {
+            t: (things[2 * k], things[2 * k + 1]) for k, t in enumerate(language["topics"])
+        }
         self.things = [thing for pair in self.topics.values() for thing in pair]
         self.facts = {(t, about): draw.choice(values) for t in self.things for about, values in language["values"].items()}
         topics = draw.sample(sorted(self.topics), PLANTED_TOPICS + PLANTED_THINGS)
@@ -74,7 +76,9 @@ class World:
         self.scenarios = triggers["rest"][:SCENARIOS]
         self._scenarios = {key: triggers[key][:SCENARIOS] for key in self._planted}
         self.pins = triggers["rest"][SCENARIOS : SCENARIOS + PINS]
-        self.known_triggers = triggers["rest"][SCENARIOS + PINS :] + [a for key in self._planted for a in triggers[key][SCENARIOS:]]
+        self.known_triggers = triggers["rest"][SCENARIOS + PINS :] + [
+            a for key in self._planted for a in triggers[key][SCENARIOS:]
+        ]
 
     def planted_things(self, layout: str) -> list[str]:
         """Return the things whose rows carry the cause: all of three topics ("topics"), or one in each of six ("rows")."""
