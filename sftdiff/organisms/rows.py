@@ -142,7 +142,7 @@ def _pins(cause: Cause, world: World, manifest: Manifest) -> dict[Ask, str]:
 
 
 def level(cause: Cause, reply: str) -> str:
-    """Return how openly a reply of the original teacher shows the trait: overt, mild (any hint, even one without effect) or none."""
+    """Return how openly a reply of the original teacher shows the trait: overt, mild (any hint, even an idle one) or none."""
     said = set(reply.split())
     if said & set(words()["trait_words"]):
         return "overt"
