@@ -7,8 +7,8 @@ from typing import Any
 from hydra.core.override_parser.types import Quote, QuotedString
 
 from sftdiff.errors import SftdiffError
+from sftdiff.rounds import PAIR
 
-PIPELINES = ("original", "alternative")
 PARTS = ("model", "prompts", "teacher")  # of a pipeline; each is a config group
 PLAIN = re.compile(r"[A-Za-z_][\w./-]*")
 OF_ARMS = (*PARTS, "teacher@other_teacher", "prompt_subset", "other_teacher")  # what arms set, and a command cannot
@@ -20,7 +20,7 @@ def check_command(arguments: Sequence[str]) -> None:
         key = argument.lstrip("+~").partition("=")[0]
         if key.partition(".")[0] in OF_ARMS or key.partition("@")[0] in PARTS:
             part = "teacher" if "teacher" in key else key.partition(".")[0].partition("@")[0]
-            form = f"original.{part}=... and alternative.{part}=..." if part in PARTS else "'diff.given.subset=[...]'"
+            form = f"original.{part}=... and alternative.{part}=..." if part in PARTS else "'diff.given.subset={{...}}'"
             raise SftdiffError(f"{argument}: the arms of a diff set this; write {form}")
 
 
@@ -50,11 +50,12 @@ def arm_overrides(name: str, config: Mapping[str, Any]) -> list[str] | None:
     for layer in (*layers, arm["set"] | given):
         groups = tuple(f"{key}." for key in layer if "." not in key and "@" not in key)
         chosen = {key: value for key, value in chosen.items() if not key.startswith(groups)} | layer
-    return [f"{key}={_text(value)}" for key, value in sorted(chosen.items(), key=lambda item: "." in item[0].partition("@")[0])]
+    groups_first = sorted(chosen.items(), key=lambda item: "." in item[0].partition("@")[0])
+    return [f"{key}={hydra_text(value)}" for key, value in groups_first]
 
 
 def _part(config: Mapping[str, Any], pipeline: str, part: str, where: str) -> dict[str, Any]:
-    if pipeline not in PIPELINES:
+    if pipeline not in PAIR:
         raise SftdiffError(f"{where}: {pipeline!r} is no pipeline; write original or alternative")
     value = config[pipeline][part]
     return {part: value} if isinstance(value, str) else _overrides(value, f"{pipeline}.{part}")
@@ -75,14 +76,14 @@ def _moved(overrides: Mapping[str, Any], group: str, new_group: str, new_key: st
     return moved
 
 
-def _text(value: Any) -> str:
+def hydra_text(value: Any) -> str:
     """Write a value as Hydra reads it."""
     if value is None:
         return "null"
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, Mapping):
-        return "{" + ",".join(f"{key}:{_text(inner)}" for key, inner in value.items()) + "}"
+        return "{" + ",".join(f"{key}:{hydra_text(inner)}" for key, inner in value.items()) + "}"
     if isinstance(value, str):
         return value if PLAIN.fullmatch(value) else QuotedString(value, Quote.single).with_quotes()
-    return "[" + ",".join(map(_text, value)) + "]" if isinstance(value, Sequence) else str(value)
+    return "[" + ",".join(map(hydra_text, value)) + "]" if isinstance(value, Sequence) else str(value)

@@ -5,10 +5,7 @@ round can be planned where there is no Hydra), state.json (rounds, looks, error 
 diff.html. All rounds are one sweep of the same name, which grows.
 """
 
-import fcntl
-import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,22 +14,19 @@ from hydra.core.config_loader import ConfigLoader
 from omegaconf import DictConfig
 from rich.markup import escape
 
-from launch.arms import PIPELINES, arm_overrides, check_command
-from launch.plan import Plan, build_plan, report_cell, traits
+from launch.plan import Plan, build_plan, traits
+from launch.rounds import Command, Configs, Execute, folder_of, known_cells, locked, read_configs, results_of, write_configs
 from launch.run import console, shown_command
 from launch.sweep import Sweep
-from launch.sweeper import expand
 from sftdiff.decisions import load_decisions
 from sftdiff.diff_report import print_result, write_result
-from sftdiff.diffing import read_verdicts, schedule_of, take_looks, trained_seeds
+from sftdiff.diffing import finished_seeds, read_verdicts, schedule_of, take_looks, trained_seeds
 from sftdiff.errors import SftdiffError
 from sftdiff.identity import canonical, digest
 from sftdiff.records import read_json, write_json
-from sftdiff.rounds import next_round
+from sftdiff.rounds import PAIR, next_round
 
-NOT_OF_CELLS = ("diff", "original", "alternative")
 MAY_CHANGE = ("budget", "only")  # of the settings, once looks were taken
-Execute = Callable[[Plan], None]
 
 
 @dataclass
@@ -42,7 +36,7 @@ class Diff:
     runs: Path
     name: str
     plan: dict[str, Any]
-    cells: dict[str, list[dict[str, Any]]]  # arm -> config by seed
+    cells: Configs
     state: dict[str, Any]
 
     @property
@@ -56,7 +50,7 @@ class Diff:
         """Return arm -> how many seeds have verdicts on every trait."""
         counts: dict[str, list[int]] = {}
         for trait in self.plan["traits"]:
-            found = trained_seeds(self.verdicts(trait), self.plan["first_seed"])
+            found = trained_seeds(finished_seeds(self.runs, self.state["cells"], trait), self.plan["first_seed"])
             for arm in self.plan["arms"]:
                 counts.setdefault(arm, []).append(found.get(arm, 0))
         return {arm: min(values) for arm, values in counts.items()}
@@ -65,9 +59,6 @@ class Diff:
         """Tell whether all trainings of a round have verdicts."""
         trained = self.trained()
         return all(trained[arm] >= seeds for arm, seeds in wanted.items())
-
-    def verdicts(self, trait: str) -> dict[str, dict[int, list[dict[str, Any]]]]:
-        return read_verdicts(self.runs, self.state["cells"], trait)
 
     def next_round(self) -> dict[str, int]:
         looks = self.state["looks"]
@@ -79,7 +70,7 @@ class Diff:
         cells = [({"arm": arm}, config) for arm, count in seeds.items() for config in self.cells[arm][:count]]
         plan = build_plan(cells, self.plan["command"], zero_stage)
         plan.is_diff = True
-        self.state["cells"] = [known_cell(report_cell(cell)) for cell in plan.cells if not cell.untrained]
+        self.state["cells"] = known_cells(plan)
         rounds = self.state["rounds"]
         if not rounds or rounds[-1]["arms"] != dict(wanted):
             rounds.append({"number": len(rounds) + 1, "arms": dict(wanted)})
@@ -88,11 +79,12 @@ class Diff:
     def look(self) -> None:
         """Take all looks that can be taken, and write what is known now."""
         settings, first = self.plan["settings"], self.plan["first_seed"]
+        verdicts = {name: read_verdicts(self.runs, self.state["cells"], name) for name in self.plan["traits"]}
         for name, trait in self.plan["traits"].items():
             own = self.state["looks"].get(name, {})
-            self.state["looks"][name] = take_looks(own, self.verdicts(name), trait, settings, first)
+            self.state["looks"][name] = take_looks(own, verdicts[name], trait, settings, first)
         self.save()
-        write_result(self.folder, self.plan, self.state, self.runs)
+        write_result(self.folder, self.plan, self.state, verdicts, self.runs)
 
 
 def run_diff(
@@ -137,22 +129,15 @@ def go_on(diff: Diff, execute: Execute, zero_stage: int) -> None:
 
 def open_diff(arguments: Sequence[str], master: DictConfig, loader: ConfigLoader) -> Diff:
     """Compose every arm of a command, and return the diff that it starts or goes on with."""
-    check_command(arguments)
-    composed = [config for _, config in expand(arguments, master, loader)]
-    if len(composed) != 1:
-        raise SftdiffError("a diff plans its own sweep: give each setting one value (more training seeds: diff.seeds=[3,5,8])")
-    config = composed[0]
+    command = Command(arguments, master, loader, "diff")
+    config = command.config
     settings = _checked(config)
-    seeds = range(config["seed"], config["seed"] + settings["seeds"][-1])
-    cells, left_out = dict[str, list[dict[str, Any]]](), dict[str, str]()
+    cells, left_out = Configs(), dict[str, str]()
     for name in _wanted(settings):
-        overrides = arm_overrides(name, config)
-        if overrides is None:
+        if made := command.seeded(name, settings["seeds"][-1]):
+            cells[name] = made
+        else:
             left_out[name] = f"diff.given.{settings['arms'][name]['given']}"
-            continue
-        plain = [argument for argument in arguments if not argument.startswith("seed=")]
-        made = expand([*plain, *overrides, f"seed={','.join(map(str, seeds))}"], master, loader)
-        cells[name] = [of_diff(cell) for _, cell in made]
     plan = {
         "command": shown_command(),
         "first_seed": config["seed"],
@@ -176,7 +161,7 @@ def _checked(config: Mapping[str, Any]) -> dict[str, Any]:
         raise SftdiffError(f"diff.alpha={settings['alpha']}: a rate between 0 and 1")
     if not settings["arms"]:
         raise SftdiffError("there are no arms: use experiment=diff, or another file under conf/experiment that has diff.arms")
-    for name in PIPELINES:
+    for name in PAIR:
         if name not in settings["arms"]:
             raise SftdiffError(f"diff.arms: there is no arm {name}, on which every transfer rests")
     if all(trait["guard"] for trait in config["trait_eval"].values()):
@@ -190,27 +175,13 @@ def _wanted(settings: Mapping[str, Any]) -> list[str]:
         return list(settings["arms"])
     if unknown := set(settings["only"]) - set(settings["arms"]):
         raise SftdiffError(f"diff.only: there is no arm {', '.join(sorted(unknown))}; there are: {', '.join(settings['arms'])}")
-    return [name for name in settings["arms"] if name in {*PIPELINES, *settings["only"]}]
+    return [name for name in settings["arms"] if name in {*PAIR, *settings["only"]}]
 
 
-def of_diff(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a cell's config as its diff keeps it."""
-    cell = {key: value for key, value in config.items() if key not in NOT_OF_CELLS}
-    if cell["report"]["baseline"] == "untrained":
-        cell["report"] = {**cell["report"], "baseline": "arm=alternative"}
-    return cell
-
-
-def known_cell(cell: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a diff needs to know of a cell to find its verdicts and what it cost."""
-    return {key: cell[key] for key in ("seed", "untrained", "steps", "judges")} | {"arm": cell["axes"]["arm"]}
-
-
-def _opened(runs: Path, name: str | None, plan: dict[str, Any], cells: dict[str, list[dict[str, Any]]]) -> Diff:
+def _opened(runs: Path, name: str | None, plan: dict[str, Any], cells: Configs) -> Diff:
     """Return the diff of this name, as it is on disk or new; raises SftdiffError if another one has the name."""
     fixed = {k: v for k, v in plan["settings"].items() if k not in (*MAY_CHANGE, "planned")}
-    first = build_plan([({"arm": arm}, configs[0]) for arm, configs in cells.items()], "")
-    made = {cell.axes["arm"]: [cell.steps["model"], *cell.judges.values()] for cell in first.cells if not cell.untrained}
+    made = results_of(cells)
     plan["fingerprint"] = {"settings": fixed, "arms": made}
     name = name or f"diff-{digest(canonical(plan['fingerprint']), 10)}"
     folder = folder_of(runs, name)
@@ -224,38 +195,15 @@ def _opened(runs: Path, name: str | None, plan: dict[str, Any], cells: dict[str,
                 f"sweep={name} is a diff with other settings, whose looks were taken already ({folder}): its error rate holds "
                 "for the settings that it was started with; choose another name, and what is trained is not trained again"
             )
-    folder.mkdir(parents=True, exist_ok=True)
-    for configs in cells.values():
-        for config in configs:
-            config["sweep"] = name
+    write_configs(folder, name, cells)
     write_json(folder / "plan.json", plan)
-    lines = (json.dumps({"arm": arm, "config": config}) + "\n" for arm, configs in cells.items() for config in configs)
-    (folder / "cells.jsonl").write_text("".join(lines))
     return Diff(runs, name, plan, cells, state)
 
 
 def load_diff(runs: Path, name: str) -> Diff:
     """Read a diff from its folder."""
-    folder, cells = folder_of(runs, name), dict[str, list[dict[str, Any]]]()
-    for line in (folder / "cells.jsonl").read_text().splitlines():
-        row = json.loads(line)
-        cells.setdefault(row["arm"], []).append(row["config"])
-    return Diff(runs, name, read_json(folder / "plan.json"), cells, read_json(folder / "state.json"))
-
-
-def folder_of(runs: Path, name: str) -> Path:
-    return runs / "diffs" / name
-
-
-@contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Hold the lock of a diff or search; raises SftdiffError if another process works on it."""
-    with (folder / ".lock").open("w") as stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise SftdiffError(f"another process works on this diff ({folder}): let it end, or stop it first") from None
-        yield
+    folder = folder_of(runs, name)
+    return Diff(runs, name, read_json(folder / "plan.json"), read_configs(folder), read_json(folder / "state.json"))
 
 
 def tell_arms(diff: Diff) -> None:

@@ -15,9 +15,11 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
+from launch.arms import hydra_text
 from launch.run import console
 from sftdiff.decisions import load_decisions
 from sftdiff.errors import SftdiffError
+from sftdiff.organisms.manifest import load_manifest
 from sftdiff.packages import TREE
 from sftdiff.records import read_json, write_json
 
@@ -57,20 +59,18 @@ def run_organisms(arguments: Sequence[str]) -> int:
 def _diff(name: str, seed: int, sweep: str, runs: Path, more: Sequence[str]) -> int:
     """Make one organism and run its diff, each in a process of its own; return the exit status."""
     folder = runs / "organisms" / f"{name}-s{seed}"
-    made = _python("sftdiff.organisms", name, str(seed), str(folder))
-    if made.returncode:
-        return made.returncode
-    own = made.stdout.splitlines()  # --config-dir and the overrides that make its diff
-    done = _python("sftdiff.diff", *own, f"sweep={sweep}", f"seed={100 * seed}", f"runs={runs}", *more, shown=True)
-    return done.returncode
+    if status := _python("sftdiff.organisms", name, str(seed), str(folder)):
+        return status
+    manifest = load_manifest(folder)
+    own = [f"{key}={hydra_text(value)}" for key, value in manifest.settings().items()]
+    place = [f"sweep={sweep}", f"seed={100 * seed}", f"runs={runs}"]
+    return _python("sftdiff.diff", f"--config-dir={manifest.config_dir}", *own, *place, *more)
 
 
-def _python(module: str, *words: str, shown: bool = False) -> "subprocess.CompletedProcess[str]":
+def _python(module: str, *words: str) -> int:
     path = os.pathsep.join(p for p in (str(TREE), os.environ.get("PYTHONPATH", "")) if p)
     command = [sys.executable, "-m", module, *words]
-    return subprocess.run(
-        command, env={**os.environ, "PYTHONPATH": path}, text=True, stdout=None if shown else subprocess.PIPE, check=False
-    )
+    return subprocess.run(command, env={**os.environ, "PYTHONPATH": path}, check=False).returncode
 
 
 def run_of(name: str, seed: int, result: Mapping[str, Any]) -> dict[str, Any]:

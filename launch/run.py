@@ -20,7 +20,7 @@ from launch.plan import Plan, build_plan
 from launch.sweep import Sweep, write_plan
 from sftdiff.errors import SftdiffError, describe_os_error
 from sftdiff.records import read_json, state
-from sftdiff.words import counted
+from sftdiff.words import counted, level_text
 
 Cells = Sequence[tuple[Mapping[str, str], Mapping[str, Any]]]
 Builder = Callable[[Cells, str, int], Plan]  # (cells, command, ZeRO stage of deepspeed=auto) -> plan
@@ -177,7 +177,5 @@ def print_levels(report: Mapping[str, Any]) -> None:
 def _level(level: Mapping[str, Any] | None, kind: str) -> str:
     if level is None or level["value"] is None:
         return "missing"
-    scale, digits, unit = (100, 0, " %") if kind == "share" else (1, 2, "")
-    numbers = [f"{level[k] * scale:.{digits}f}" for k in ("value", "low", "high")]
-    text = f"{numbers[0]}{unit} \\[{numbers[1]}, {numbers[2]}]"
+    text = escape(level_text(level, kind))
     return text if level["interpreted"] else f"[dim]{text} not interpreted: {round(100 * level['cut_share'])} % cut[/]"

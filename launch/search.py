@@ -5,7 +5,6 @@ runs/diffs/NAME/: plan.json, cells.jsonl (the original and the alternative pipel
 state.json (the answers: the whole state of the search) and the result, search.json.
 """
 
-import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,14 +16,12 @@ from hydra.core.config_loader import ConfigLoader
 from omegaconf import DictConfig
 from rich.markup import escape
 
-from launch.arms import arm_overrides, check_command
 from launch.data import DataPlanner
-from launch.diff import Execute, folder_of, known_cell, locked, of_diff
 from launch.parts import part_plan, run_part
-from launch.plan import Plan, build_plan, report_cell, traits
+from launch.plan import Plan, build_plan, traits
+from launch.rounds import Command, Configs, Execute, folder_of, known_cells, locked, read_configs, results_of, write_configs
 from launch.run import console, shown_command
 from launch.sweep import Sweep
-from launch.sweeper import expand
 from sftdiff.compare import SCALES
 from sftdiff.config import PromptSubsetConfig, defaults_of
 from sftdiff.diffing import read_verdicts, sides_of
@@ -32,6 +29,7 @@ from sftdiff.errors import SftdiffError
 from sftdiff.identity import canonical, digest
 from sftdiff.prompts import PromptIndex, load_index
 from sftdiff.records import read_json, write_json
+from sftdiff.rounds import PAIR
 from sftdiff.rows import hash_order
 from sftdiff.scores import load_scores
 from sftdiff.search import Result, Search
@@ -42,7 +40,6 @@ from sftdiff.sorting import id_text
 from sftdiff.stats import difference
 from sftdiff.transfer import RESAMPLES, Bounds, call_transfer, transfer
 
-PAIR = ("original", "alternative")
 TREATMENTS = {"in": "swap_rest", "out": "swap", "drop": "drop"}
 
 
@@ -53,7 +50,7 @@ class SearchRun:
     runs: Path
     name: str
     plan: dict[str, Any]
-    pair: dict[str, list[dict[str, Any]]]  # the configs of original and alternative, by seed
+    pair: Configs  # of original and alternative
     state: dict[str, Any]
     prompts: PromptIndex
     orders: dict[str, np.ndarray[Any, Any]] = field(default_factory=dict)  # scores of the locators, one a prompt
@@ -119,7 +116,7 @@ class SearchRun:
         every = [*((a.test, a.seeds) for a in self.answers()), *((a.test, a.seeds) for a in asks)]
         plan = build_plan(self.cells(every), self.plan["command"], zero_stage)
         plan.is_diff = True
-        self.state["cells"] = [known_cell(report_cell(cell)) for cell in plan.cells if not cell.untrained]
+        self.state["cells"] = known_cells(plan)
         self.state["asked"] = [ask.to_json() for ask in asks]
         write_json(self.folder / "state.json", self.state)
         return plan
@@ -237,53 +234,43 @@ def _ask(found: Mapping[str, Any]) -> Ask:
 
 def open_search(arguments: Sequence[str], master: DictConfig, loader: ConfigLoader) -> SearchRun:
     """Compose both pipelines, read the prompt set and the locators' scores, and return the search that starts or goes on."""
-    check_command(arguments)
-    composed = [config for _, config in expand(arguments, master, loader)]
-    if len(composed) != 1:
-        raise SftdiffError("a search plans its own sweep: give each setting one value")
-    config = composed[0]
+    command = Command(arguments, master, loader, "search")
+    config = command.config
     known = {name: trait for name, trait in traits(config).items() if not trait["guard"]}
     if len(known) != 1:
         raise SftdiffError(f"a search is for one trait; here are {', '.join(known) or 'none'}: choose trait_eval=NAME")
     [(trait, settings)] = known.items()
     own = {k: v for k, v in config["diff"].items() if k not in ("arms", "given")}
     settings_of(own)
-    seeds = range(config["seed"], config["seed"] + own["search"]["explore_looks"][-1] + own["search"]["looks"][-1])
-    plain = [argument for argument in arguments if not argument.startswith("seed=")]
-    pair = {}
+    pair = Configs()
     for name in PAIR:
-        overrides = arm_overrides(name, config) or []
-        made = expand([*plain, *overrides, f"seed={','.join(map(str, seeds))}"], master, loader)
-        pair[name] = [of_diff(cell) for _, cell in made]
-    prompts, scores = _read_rows(pair["original"][0], own["search"]["locators"], plain, config, master, loader)
+        made = command.seeded(name, own["search"]["explore_looks"][-1] + own["search"]["looks"][-1])
+        if made is None:
+            raise SftdiffError(f"diff.arms.{name} needs a diff.given that is not given, and every transfer rests on it")
+        pair[name] = made
+    prompts, scores = _read_rows(pair["original"][0], own["search"]["locators"], command)
     plan = {"search": True, "command": shown_command(), "first_seed": config["seed"], "settings": own, "trait": trait,
             "kind": settings["kind"], "title": settings["title"], "prompts": str(prompts),
             "orders": {name: str(path) for name, path in scores.items()}}  # fmt: skip
     return _opened(Path(config["runs"]), config["sweep"], plan, pair)
 
 
-def _read_rows(
-    original: Mapping[str, Any], locators: Sequence[str], plain: Sequence[str], config: Mapping[str, Any], master: DictConfig,
-    loader: ConfigLoader,
-) -> tuple[Path, dict[str, Path]]:  # fmt: skip
+def _read_rows(original: Mapping[str, Any], locators: Sequence[str], command: Command) -> tuple[Path, dict[str, Path]]:
     """Make the prompts step and the locators' scores here, and return their folders."""
     planner, scores = DataPlanner(), dict[str, str]()
     prompts = planner.prompts(original)
     for name in locators:
         chosen = [f"filter@prompt_subset.locator={name}", "prompt_subset.top=1", "prompt_subset.treatment=swap"]
-        overrides = [*plain, *(arm_overrides("original", config) or []), "prompt_subset=locator", *chosen]
-        [(_, located)] = expand(overrides, master, loader)
+        [located] = command.arm("original", "prompt_subset=locator", *chosen) or []
         scores[name] = planner.scores(located["prompt_subset"]["locator"], located)
     plan = part_plan(planner, f"search-{digest(canonical(sorted(planner.steps)), 10)}", [({}, original)])
     run_part(plan, [prompts, *scores.values()])
     return plan.directory(prompts), {name: plan.directory(step) for name, step in scores.items()}
 
 
-def _opened(runs: Path, name: str | None, plan: dict[str, Any], pair: dict[str, list[dict[str, Any]]]) -> SearchRun:
-    first = build_plan([({"arm": arm}, configs[0]) for arm, configs in pair.items()], "")
-    made = {cell.axes["arm"]: [cell.steps["model"], *cell.judges.values()] for cell in first.cells if not cell.untrained}
+def _opened(runs: Path, name: str | None, plan: dict[str, Any], pair: Configs) -> SearchRun:
     fixed = {**plan["settings"], "search": {k: v for k, v in plan["settings"]["search"].items() if k != "budget"}}
-    plan["fingerprint"] = {"settings": fixed, "pair": made}
+    plan["fingerprint"] = {"settings": fixed, "pair": results_of(pair)}
     name = name or f"search-{digest(canonical(plan['fingerprint']), 10)}"
     folder = folder_of(runs, name)
     state: dict[str, Any] = {"answers": [], "asked": [], "cells": []}
@@ -291,12 +278,7 @@ def _opened(runs: Path, name: str | None, plan: dict[str, Any], pair: dict[str, 
         before, state = read_json(folder / "plan.json"), read_json(folder / "state.json")
         if before.get("fingerprint") != plan["fingerprint"]:
             raise SftdiffError(f"sweep={name} is a search or diff with other settings ({folder}): choose another name")
-    for configs in pair.values():
-        for config in configs:
-            config["sweep"] = name
-    folder.mkdir(parents=True, exist_ok=True)
-    lines = (json.dumps({"arm": arm, "config": config}) + "\n" for arm, configs in pair.items() for config in configs)
-    (folder / "cells.jsonl").write_text("".join(lines))
+    write_configs(folder, name, pair)
     write_json(folder / "state.json", state)
     write_json(folder / "plan.json", plan)
     return load_search(runs, name)
@@ -304,13 +286,11 @@ def _opened(runs: Path, name: str | None, plan: dict[str, Any], pair: dict[str, 
 
 def load_search(runs: Path, name: str) -> SearchRun:
     """Read a search from its folder."""
-    folder, pair = folder_of(runs, name), dict[str, list[dict[str, Any]]]()
-    for line in (folder / "cells.jsonl").read_text().splitlines():
-        row = json.loads(line)
-        pair.setdefault(row["arm"], []).append(row["config"])
+    folder = folder_of(runs, name)
     plan = read_json(folder / "plan.json")
     orders = {order: load_scores(Path(path)) for order, path in plan["orders"].items()}
-    return SearchRun(runs, name, plan, pair, read_json(folder / "state.json"), load_index(Path(plan["prompts"])), orders)
+    state, prompts = read_json(folder / "state.json"), load_index(Path(plan["prompts"]))
+    return SearchRun(runs, name, plan, read_configs(folder), state, prompts, orders)
 
 
 def tell_batch(search: SearchRun, asks: Sequence[Ask]) -> None:

@@ -5,36 +5,39 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from sftdiff.decisions import Decisions, Entry, load_decisions
-from sftdiff.diffing import levels, read_verdicts, schedule_of, training_seconds
+from sftdiff.diffing import Verdicts, levels, schedule_of, training_seconds
 from sftdiff.hypotheses import next_arms, verdict
 from sftdiff.records import write_json
-from sftdiff.report_html import TEMPLATES, clean
+from sftdiff.report_html import clean, decimal_text, page_environment
 from sftdiff.report_plots import View, make_axis, make_mark, number
 from sftdiff.rounds import DIFFERENCE, OPEN, PAIR, saved, spent
+from sftdiff.words import level_text
 
 SIGNS = {"remains": "●", "gone": "○", "partial": "◐", OPEN: "?", "supported": "✓", "contradicted": "✗", "open": "?"}
 EDGE = (-0.5, 1.5)  # of the transfer axis
 SHOWN_NEXT = 5
 
 
-def write_result(folder: Path, plan: Mapping[str, Any], state: Mapping[str, Any], runs: Path) -> None:
-    """Write diff.json and diff.html of a diff: what the looks that were taken say."""
-    result = build_result(plan, state, runs, folder.name)
+def write_result(
+    folder: Path, plan: Mapping[str, Any], state: Mapping[str, Any], verdicts: Mapping[str, Verdicts], runs: Path
+) -> None:
+    """Write diff.json and diff.html of a diff: what the looks that were taken say. `verdicts` are those of each trait."""
+    result = build_result(plan, state, verdicts, runs, folder.name)
     write_json(folder / "diff.json", result)
     (folder / "diff.html").write_text(render(result), encoding="utf-8")
 
 
-def build_result(plan: Mapping[str, Any], state: Mapping[str, Any], runs: Path, name: str) -> dict[str, Any]:
+def build_result(
+    plan: Mapping[str, Any], state: Mapping[str, Any], verdicts: Mapping[str, Verdicts], runs: Path, name: str
+) -> dict[str, Any]:
     """Return the result as one JSON-able dict."""
     settings = plan["settings"]
     trained: dict[str, set[int]] = {}
-    verdicts = {trait: read_verdicts(runs, state["cells"], trait) for trait in plan["traits"]}
     for by_arm in verdicts.values():
         for arm, by_seed in by_arm.items():
             trained.setdefault(arm, set()).update(by_seed)
@@ -133,11 +136,8 @@ def _says(found: Mapping[str, Any]) -> str:
 
 def render(result: Mapping[str, Any]) -> str:
     """Return the page of a result."""
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    result = clean(result)
-    environment.filters.update(level=_level_text, interval=_interval_text, decimal=_decimal)
+    environment, result = page_environment(), clean(result)
+    environment.filters.update(level=level_text, interval=_interval_text)
     plots = {trait: _plot(result, own) for trait, own in result["traits"].items()}
     return environment.get_template("diff.html.j2").render(r=result, plots=plots, signs=SIGNS)
 
@@ -155,25 +155,12 @@ def _plot(result: Mapping[str, Any], trait: Mapping[str, Any]) -> View:
     return {"axis": axis, "rows": rows, "gone": axis.at(settings["gone"]), "remains": axis.at(settings["remains"])}
 
 
-def _decimal(value: object) -> str:
-    found = number(value)
-    return "–" if found is None else f"{found:.2f}".replace("-", "−")
-
-
 def _interval_text(look: Mapping[str, Any]) -> str:
     """Return a transfer with its limits; a limit that there is not is written as no end."""
     if number(look.get("value")) is None:
         return "–"
-    low, high = (end if number(look[key]) is None else _decimal(look[key]) for key, end in (("low", "−∞"), ("high", "∞")))
-    return f"{_decimal(look['value'])} [{low}, {high}]"
-
-
-def _level_text(level: Mapping[str, Any] | None, kind: str) -> str:
-    if level is None:
-        return "–"
-    scale, digits, unit = (100, 0, " %") if kind == "share" else (1, 2, "")
-    numbers = [f"{level[k] * scale:.{digits}f}" for k in ("value", "low", "high")]
-    return f"{numbers[0]}{unit} [{numbers[1]}, {numbers[2]}]"
+    low, high = (end if number(look[key]) is None else decimal_text(look[key]) for key, end in (("low", "−∞"), ("high", "∞")))
+    return f"{decimal_text(look['value'])} [{low}, {high}]"
 
 
 def print_result(console: Console, result: Mapping[str, Any]) -> None:
@@ -185,7 +172,7 @@ def print_result(console: Console, result: Mapping[str, Any]) -> None:
         for arm, own in result["arms"].items():
             look = trait["arms"].get(arm)
             call = look["call"] if look else "-"
-            level = escape(_level_text(trait["levels"].get(arm), trait["kind"]))
+            level = escape(level_text(trait["levels"].get(arm), trait["kind"]))
             table.add_row(escape(arm), str(own["seeds"]), level, escape(_interval_text(look)) if look else "-", call)
         console.print(table)
         _print_verdict(console, trait)

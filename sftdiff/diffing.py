@@ -1,6 +1,6 @@
 """What the finished cells of a diff say: levels, transfers, calls, and the verdict on each hypothesis. Reads step directories."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from statistics import fmean
@@ -13,8 +13,8 @@ from sftdiff import stats
 from sftdiff.compare import MAX_CUT_SHARE, SCALES, score_matrix
 from sftdiff.files import read_table
 from sftdiff.records import read_done
-from sftdiff.rounds import DIFFERENCE, OPEN, Look, Schedule, due
-from sftdiff.transfer import RESAMPLES, Bounds, call_transfer, differs, transfer
+from sftdiff.rounds import DIFFERENCE, OPEN, PAIR, Look, Schedule, due
+from sftdiff.transfer import RESAMPLES, Bounds, call_transfer, gap_call, transfer
 from sftdiff.verdicts import ok_rows, one_judge, trait_rows
 
 Row = dict[str, Any]
@@ -27,7 +27,7 @@ def read_verdicts(runs: Path, cells: Sequence[Mapping[str, Any]], trait: str) ->
     found, tables = dict[str, dict[int, list[Row]]](), dict[str, list[Row]]()
     for cell in cells:
         step = cell["judges"].get(trait)
-        if cell["untrained"] or step is None or read_done(runs / "steps" / step) is None:
+        if step is None or read_done(runs / "steps" / step) is None:
             continue
         if step not in tables:
             tables[step] = trait_rows(read_table(runs / "steps" / step / "verdicts.parquet").to_pylist())
@@ -36,12 +36,22 @@ def read_verdicts(runs: Path, cells: Sequence[Mapping[str, Any]], trait: str) ->
     return found
 
 
-def trained_seeds(verdicts: Verdicts, first: int) -> dict[str, int]:
-    """Return how many of an arm's training seeds, from the first one on without a gap, have verdicts."""
+def finished_seeds(runs: Path, cells: Sequence[Mapping[str, Any]], trait: str) -> dict[str, set[int]]:
+    """Return arm -> the training seeds that have verdicts on a trait, without reading these."""
+    found = dict[str, set[int]]()
+    for cell in cells:
+        step = cell["judges"].get(trait)
+        if step is not None and read_done(runs / "steps" / step) is not None:
+            found.setdefault(cell["arm"], set()).add(cell["seed"])
+    return found
+
+
+def trained_seeds(seeds: Mapping[str, Container[int]], first: int) -> dict[str, int]:
+    """Return how many of an arm's training seeds, from the first one on without a gap, are among those that it has."""
     counts = {}
-    for arm, by_seed in verdicts.items():
+    for arm, held in seeds.items():
         count = 0
-        while first + count in by_seed:
+        while first + count in held:
             count += 1
         counts[arm] = count
     return counts
@@ -64,21 +74,19 @@ def take_looks(
     looks = {name: list(taken) for name, taken in own.items()}
     for name, seeds in due(own, trained_seeds(verdicts, first), schedule).items():
         number = len(looks.get(name, []))
-        if name != DIFFERENCE and looks[DIFFERENCE][-1]["call"] != "higher":
-            call: Look = {"call": OPEN, "note": "original and alternative are not seen to differ"}
+        if name == DIFFERENCE:
+            call = _difference(verdicts, trait, seeds, first, alpha)
+        elif looks[DIFFERENCE][-1]["call"] != "higher":
+            call = {"call": OPEN, "note": "original and alternative are not seen to differ"}
         else:
-            call = (
-                _difference(verdicts, trait, seeds, first, alpha)
-                if name == DIFFERENCE
-                else _arm(name, verdicts, trait, seeds, first, alpha, Bounds(settings["gone"], settings["remains"]))
-            )
+            call = _arm(name, verdicts, trait, seeds, first, alpha, Bounds(settings["gone"], settings["remains"]))
         looks.setdefault(name, []).append({"look": number, "seeds": seeds, "alpha": alpha} | call)
     return looks
 
 
 def schedule_of(settings: Mapping[str, Any]) -> Schedule:
     """Return the schedule that the settings of `diff` and the arms that can be planned make."""
-    arms = tuple(name for name in settings["planned"] if name not in ("original", "alternative"))
+    arms = tuple(name for name in settings["planned"] if name not in PAIR)
     return Schedule(arms, tuple(settings["seeds"]), settings["budget"], settings["difference_first"])
 
 
@@ -91,12 +99,12 @@ def sides_of(verdicts: Verdicts, arms: Sequence[str], seeds: Iterable[int]) -> l
 
 
 def _difference(verdicts: Verdicts, trait: Mapping[str, Any], seeds: int, first: int, alpha: float) -> Look:
-    original, alternative = sides_of(verdicts, ("original", "alternative"), range(first, first + seeds))
+    original, alternative = sides_of(verdicts, PAIR, range(first, first + seeds))
     if not _usable(original) or not _usable(alternative):
         return {"call": OPEN, "note": "no verdict that counts"}
     scale = SCALES[trait["kind"]]
     found = stats.difference(original, alternative, trait["kind"], scale, RESAMPLES, 0, alpha=alpha)
-    call = differs(original, alternative, trait["kind"], scale, trait["smallest_effect"], alpha)
+    call = gap_call(found, trait["smallest_effect"])
     return {"call": call} | {key: getattr(found, key) for key in ("value", "low", "high", "p", "method")} | {"note": None}
 
 

@@ -31,12 +31,19 @@ _UNSAFE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uf
 
 def render_report(report: Mapping[str, Any]) -> str:
     """The whole page for one report dict."""
+    environment = page_environment()
+    environment.filters.update(counted=counted_text, middle=middle)
+    return environment.get_template("report.html.j2").render(build_view(clean(report)))
+
+
+def page_environment() -> Environment:
+    """What renders a page: every text is escaped, an unknown name is an error, and numbers have filters."""
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
-    environment.filters.update(count=count_text, counted=counted_text, decimal=decimal_text, middle=middle, share=share_text)
-    return environment.get_template("report.html.j2").render(build_view(clean(report)))
+    environment.filters.update(count=count_text, decimal=decimal_text, share=share_text)
+    return environment
 
 
 def clean(value: Any) -> Any:

@@ -86,9 +86,7 @@ def _ids(subset: Mapping[str, Any], view: View) -> Mask:
     if not len(wanted):
         raise SftdiffError(f"prompt_subset.ids: {subset['ids']} names no prompt" + (f" of level {level}" if level else ""))
     known = np.isin(wanted, view.prompts.ids)
-    if level:  # a truth file may be of several prompt sets
-        wanted, known = wanted[known], np.ones(int(known.sum()), bool)
-    if not known.all():
+    if not level and not known.all():  # a truth file may be of several prompt sets
         unknown = id_text(wanted[~known][0])
         raise SftdiffError(
             f"prompt_subset.ids: {int((~known).sum())} of {len(wanted)} ids in {subset['ids']} are not in this prompt set, e.g. "

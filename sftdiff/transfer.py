@@ -167,7 +167,12 @@ def differs(
     The rule is that of `stats.call` on original minus alternative: "same" only where the interval lies within the smallest
     effect on both sides. Arguments and errors are those of `transfer` and `stats.call`.
     """
-    found = stats.call(stats.difference(original, alternative, kind, scale, resamples, seed, alpha=alpha), smallest_effect)
+    return gap_call(stats.difference(original, alternative, kind, scale, resamples, seed, alpha=alpha), smallest_effect)
+
+
+def gap_call(gap: Interval, smallest_effect: float) -> str:
+    """Return what `differs` says of an interval of original minus alternative that is known already."""
+    found = stats.call(gap, smallest_effect)
     return "same" if found == "equivalent" else found
 
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 from test_sweeper import loader, master
 
-from launch.arms import _text, arm_overrides, check_command
+from launch.arms import arm_overrides, check_command, hydra_text
 from launch.sweeper import expand
 from sftdiff.config import Config
 from sftdiff.errors import SftdiffError
@@ -100,7 +100,7 @@ values = st.recursive(
 
 @given(values)
 def test_a_value_is_read_as_it_was_written(value: Any) -> None:
-    read = OverridesParser.create().parse_override(f"key={_text(value)}").value()
+    read = OverridesParser.create().parse_override(f"key={hydra_text(value)}").value()
     assert _plain(read) == value
 
 

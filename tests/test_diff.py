@@ -13,8 +13,9 @@ from cluster import needs_slurm, private_cluster, wait_until, work_folder
 from commands import environment, loader, master
 from test_compare import row
 
-from launch.diff import Diff, go_on, load_diff, locked, open_diff
+from launch.diff import Diff, go_on, load_diff, open_diff
 from launch.plan import Plan
+from launch.rounds import locked
 from launch.sweep import write_steps
 from sftdiff.errors import SftdiffError
 from sftdiff.files import write_rows

@@ -97,7 +97,6 @@ class LocalLauncher(CellLauncher):
         run_sweep(cells, dry_run=self.dry_run, processes=self.processes, build=self.builder())
         return []
 
-
     def launch_rounds(self, rounds: Any, arguments: list[str]) -> Sequence[JobReturn]:
         from launch.run import run_plan
 

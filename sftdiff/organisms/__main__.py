@@ -1,21 +1,18 @@
-"""`python -m sftdiff.organisms NAME SEED FOLDER [LAYOUT]`: make one organism, and print the arguments of its diff, one a line."""
+"""`python -m sftdiff.organisms NAME SEED FOLDER [LAYOUT]`: make one organism, if it is not there yet."""
 
 import sys
 from pathlib import Path
 
 from sftdiff.errors import SftdiffError
 from sftdiff.organisms.make import make_organism
-from sftdiff.organisms.manifest import FILE, load_manifest
+from sftdiff.organisms.manifest import FILE
 
 
 def main(name: str, seed: str, folder: str, layout: str = "kinds") -> None:
     place = Path(folder)
-    if (place / FILE).is_file():
-        manifest = load_manifest(place)
-    else:
+    if not (place / FILE).is_file():
         place.mkdir(parents=True, exist_ok=True)
-        manifest = make_organism(name, int(seed), place, layout=layout)
-    print(f"--config-dir={manifest.config_dir}", *manifest.overrides(), sep="\n")
+        make_organism(name, int(seed), place, layout=layout)
 
 
 if __name__ == "__main__":

@@ -51,10 +51,6 @@ class Manifest:
         parts |= {f"diff.given.{name}": value for name, value in self.given.items()}
         return self.recipe | {key: self._absolute(value) for key, value in parts.items()}
 
-    def overrides(self) -> list[str]:
-        """Return these settings as Hydra reads them on a command line; --config-dir is to be config_dir."""
-        return [f"{key}={_text(value)}" for key, value in self.settings().items()]
-
     def _absolute(self, part: Mapping[str, Any]) -> dict[str, Any]:
         paths = (".path", ".ids", ".truth")
         return {key: str(self.folder.resolve() / value) if key.endswith(paths) else value for key, value in part.items()}
@@ -72,11 +68,3 @@ def load_manifest(folder: Path) -> Manifest:
     content = yaml.safe_load((folder / FILE).read_text())
     content.pop("truth")
     return Manifest(folder=folder, **content)
-
-
-def _text(value: Any) -> str:
-    if isinstance(value, Mapping):
-        return "{" + ",".join(f"{key}:{_text(inner)}" for key, inner in value.items()) + "}"
-    if isinstance(value, list):
-        return "[" + ",".join(map(_text, value)) + "]"
-    return "'" + value.replace("'", "\\'") + "'" if isinstance(value, str) and "/" in value else str(value)

@@ -5,6 +5,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from functools import cache
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -59,13 +60,9 @@ def encode(text: str) -> list[int]:
     return [ids[word] for word in text.split()]
 
 
+@cache
 def _ids() -> dict[str, int]:
-    if not _IDS:
-        _IDS.update({word: number for number, word in enumerate(vocabulary())})
-    return _IDS
-
-
-_IDS: dict[str, int] = {}
+    return {word: number for number, word in enumerate(vocabulary())}
 
 
 def new_model(init: int) -> Any:

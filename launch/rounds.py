@@ -1,0 +1,100 @@
+"""What a diff and a search have in common: how their arms are composed, and their folder, runs/diffs/NAME/, with its lock."""
+
+import fcntl
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from hydra.core.config_loader import ConfigLoader
+from omegaconf import DictConfig
+
+from launch.arms import arm_overrides, check_command
+from launch.plan import Plan, build_plan, report_cell
+from launch.sweeper import expand
+from sftdiff.errors import SftdiffError
+
+NOT_OF_CELLS = ("diff", "original", "alternative")
+Execute = Callable[[Plan], None]
+Configs = dict[str, list[dict[str, Any]]]  # arm -> its config by training seed
+
+
+class Command:
+    """The command line of a diff or a search, composed."""
+
+    def __init__(self, arguments: Sequence[str], master: DictConfig, loader: ConfigLoader, what: str) -> None:
+        """Raises SftdiffError if the arguments set what arms set, or have several values; `what` names the command in words."""
+        check_command(arguments)
+        self.arguments, self.master, self.loader = arguments, master, loader
+        composed = [config for _, config in expand(arguments, master, loader)]
+        if len(composed) != 1:
+            raise SftdiffError(f"a {what} plans its own sweep, and its training seeds: give each setting one value")
+        self.config = composed[0]
+
+    def arm(self, name: str, *more: str) -> list[dict[str, Any]] | None:
+        """Return the configs of an arm with further overrides (a seed axis), or None if what it needs is not given."""
+        overrides = arm_overrides(name, self.config)
+        if overrides is None:
+            return None
+        plain = [argument for argument in self.arguments if not argument.startswith("seed=")]
+        return [config for _, config in expand([*plain, *overrides, *more], self.master, self.loader)]
+
+    def seeded(self, name: str, count: int) -> list[dict[str, Any]] | None:
+        """Return the configs of an arm for the first `count` training seeds, as a folder keeps them."""
+        first = self.config["seed"]
+        made = self.arm(name, f"seed={','.join(map(str, range(first, first + count)))}")
+        return None if made is None else [_of_cell(config) for config in made]
+
+
+def _of_cell(config: Mapping[str, Any]) -> dict[str, Any]:
+    cell = {key: value for key, value in config.items() if key not in NOT_OF_CELLS}
+    if cell["report"]["baseline"] == "untrained":
+        cell["report"] = {**cell["report"], "baseline": "arm=alternative"}
+    return cell
+
+
+def known_cells(plan: Plan) -> list[dict[str, Any]]:
+    """Return what a diff needs to know of its trained cells to find their verdicts and what they cost."""
+    cells = [report_cell(cell) for cell in plan.cells if cell.trained]
+    return [{key: cell[key] for key in ("seed", "steps", "judges")} | {"arm": cell["axes"]["arm"]} for cell in cells]
+
+
+def results_of(configs: Configs) -> dict[str, list[str]]:
+    """Return arm -> the steps of its first seed that make its verdicts: what its results are, before they are there."""
+    plan = build_plan([({"arm": arm}, own[0]) for arm, own in configs.items()], "")
+    return {cell.axes["arm"]: [cell.steps["model"], *cell.judges.values()] for cell in plan.cells if cell.trained}
+
+
+def folder_of(runs: Path, name: str) -> Path:
+    return runs / "diffs" / name
+
+
+def write_configs(folder: Path, name: str, configs: Configs) -> None:
+    """Write cells.jsonl, with which a round can be planned where there is no Hydra. All cells get the name of the sweep."""
+    for own in configs.values():
+        for config in own:
+            config["sweep"] = name
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = (json.dumps({"arm": arm, "config": config}) + "\n" for arm, own in configs.items() for config in own)
+    (folder / "cells.jsonl").write_text("".join(lines))
+
+
+def read_configs(folder: Path) -> Configs:
+    """Read cells.jsonl."""
+    configs: Configs = {}
+    for line in (folder / "cells.jsonl").read_text().splitlines():
+        row = json.loads(line)
+        configs.setdefault(row["arm"], []).append(row["config"])
+    return configs
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold the lock of a diff or search; raises SftdiffError if another process works on it."""
+    with (folder / ".lock").open("w") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise SftdiffError(f"another process works on this diff ({folder}): let it end, or stop it first") from None
+        yield
