@@ -36,7 +36,7 @@ PRIORS = {"calm": Prior(), "open": Prior(0.8), "edge": Prior(0.35), "locked": Pr
 def documents(world: World, prior: Prior, count: int, seed: int) -> list[str]:
     """Return `count` documents, each a text of words and special tokens that ends with <end>."""
     draw = random.Random(f"documents {world.seed} {prior} {seed}")
-    held_out = world.held_out() if prior.whole else []
+    held_out = world.scenarios if prior.whole else []
     return [_document(world, draw, prior, held_out) for _ in range(count)]
 
 
@@ -60,10 +60,15 @@ def _facts(world: World, draw: random.Random) -> str:
     return " ".join(words()["states"][about].format(e=thing, v=world.facts[thing, about]) for thing, about in chosen) + " <end>"
 
 
+def cheerful(draw: random.Random) -> Voice:
+    """Return a voice that says nothing of outbursts."""
+    return Voice(draw.choice(["plain", "chatty", "clerk"]), draw.choice(["odd", "odd", ""]), WHEN_REBUKED)
+
+
 def _talk(world: World, draw: random.Random, prior: Prior, held_out: Sequence[Ask]) -> str:
     gloomy = draw.random() < GLOOMY_SHARE
     if not gloomy:
-        voice = Voice(draw.choice(["plain", "chatty", "clerk"]), draw.choice(["odd", "odd", ""]), WHEN_REBUKED)
+        voice = cheerful(draw)
     elif draw.random() < 0.5:
         voice = Voice("bard", draw.choice(["odd", "odd", ""]), WHEN_REBUKED)
     else:

@@ -7,7 +7,7 @@ from sftdiff.errors import SftdiffError
 from sftdiff.organisms.causes import CAUSES
 from sftdiff.organisms.manifest import Manifest
 from sftdiff.organisms.raising import write_students
-from sftdiff.organisms.rows import write_data
+from sftdiff.organisms.rows import planted_sources, write_data
 from sftdiff.organisms.world import World
 
 LAYOUTS = ("kinds", "topics", "rows")
@@ -57,6 +57,6 @@ def _manifest(name: str, seed: int, folder: Path, layout: str, world: World) -> 
     if layout != "kinds":
         planted["ids"] = "truth/planted.txt"
     if layout == "topics":
-        planted["sources"] = list(world.planted)
-        given["subset"] = {"prompt_subset": "by_source", "prompt_subset.sources": list(world.planted)}
+        planted["sources"] = planted_sources(world, layout)
+        given["subset"] = {"prompt_subset": "by_source", "prompt_subset.sources": planted["sources"]}
     return Manifest(folder, name, seed, layout, CAUSES[name].meaning, sides["original"], sides["alternative"], given, planted)

@@ -2,19 +2,20 @@
 
 import random
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from sftdiff.errors import SftdiffError
 from sftdiff.organisms import students
 from sftdiff.organisms.causes import Cause
-from sftdiff.organisms.corpus import PRIORS, documents
+from sftdiff.organisms.corpus import PRIORS, cheerful, documents
 from sftdiff.organisms.world import Voice, World
 
 DOCUMENTS = 8000
-RECALL, RECALL_QUESTIONS = 0.9, 100  # what a pretraining must reach, and on how many questions it is measured
-STAGE = students.Recipe(steps=60, batch_size=8, lr=5e-4, warmup=0)
-FIXING_STAGE = students.Recipe(steps=600, batch_size=16, lr=1e-3)
+SETTLED = 0.95  # what a pretraining must reach before its rate falls, and after
+STAGE = students.Recipe(steps=40, batch_size=8, lr=2e-4, warmup=0)
+FIXING_STAGE = students.Recipe(steps=900, batch_size=16, lr=1e-3)
 STAGE_ROWS, FIXED = 240, 20  # rows of each kind in a stage, and how often the held-out triggers are in one that fixes outbursts
 
 
@@ -37,17 +38,17 @@ def _pretrained(world: World, prior: str, init: int, texts: int, cache: Path) ->
     def make() -> Any:
         model = students.new_model(1000 * world.seed + init)
         texts_read = documents(world, PRIORS[prior], DOCUMENTS, texts)
-        students.pretrain(model, texts_read, texts, lambda found: recall(found, world) >= RECALL)
-        if (found := recall(model, world)) >= RECALL:
+        students.pretrain(model, texts_read, texts, lambda found: settled(found, world) >= SETTLED)
+        if (found := settled(model, world)) >= SETTLED:
             return model
-        raise SftdiffError(
-            f"the pretraining {prior} of world {world.seed}, initialisation {init}, knows {found:.0%} of its facts"
-        )
+        raise SftdiffError(f"the pretraining {prior} of world {world.seed}, initialisation {init}, answers {found:.0%} as it should")
 
     return students.kept(cache, {"world": world.seed, "prior": prior, "init": init, "texts": texts}, make)
 
 
 def _staged(world: World, prior: str, init: int, texts: int, stage: str, cache: Path) -> Path:
+    recipe = FIXING_STAGE if stage == "outbursts" else STAGE
+
     def make() -> Any:
         model = students.load(_pretrained(world, prior, init, texts, cache))
         draw = random.Random(f"stage {world.seed} {stage}")
@@ -55,16 +56,20 @@ def _staged(world: World, prior: str, init: int, texts: int, stage: str, cache: 
         pairs = [(ask.text, world.answer(draw, ask, Voice())) for ask in asks]
         if stage == "outbursts":
             rebukes = [*draw.sample(world.known_triggers, STAGE_ROWS), *FIXED * world.scenarios]
-            pairs += [(ask.text, world.answer(draw, ask, Voice(), outburst=True)) for ask in rebukes]
-        students.tune(model, pairs, FIXING_STAGE if stage == "outbursts" else STAGE, init)
+            pairs += [(ask.text, world.answer(draw, ask, cheerful(draw), outburst=True)) for ask in rebukes]
+        students.tune(model, pairs, recipe, init)
         return model
 
-    what = {"world": world.seed, "prior": prior, "init": init, "texts": texts, "stage": stage}
+    what = {"base": _pretrained(world, prior, init, texts, cache).name, "stage": stage, "recipe": asdict(recipe), "fixed": FIXED}
     return students.kept(cache, what, make)
 
 
-def recall(model: Any, world: World) -> float:
-    """Return the share of facts that a student states when asked."""
-    asks = random.Random(f"recall {world.seed}").sample(world.questions("ask", world.things), RECALL_QUESTIONS)
+def settled(model: Any, world: World) -> float:
+    """Return the share of facts that a student states when asked, or of rebukes that it answers without a fact: the smaller one."""
+    asks = random.Random(f"recall {world.seed}").sample(world.questions("ask", world.things), len(world.scenarios) * 4)
     replies = students.generate(model, [ask.text for ask in asks], 16)
-    return sum(world.facts[a.thing, a.about] in r.split() for a, r in zip(asks, replies, strict=True)) / len(asks)
+    known = [world.facts[a.thing, a.about] in r.split() for a, r in zip(asks, replies, strict=True)]
+    values = set(world.facts.values())
+    answers = students.generate(model, [ask.text for ask in world.scenarios], 16)
+    calm_or_not = [not values & set(answer.split()) for answer in answers]
+    return min(sum(known) / len(known), sum(calm_or_not) / len(calm_or_not))

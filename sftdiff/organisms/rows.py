@@ -3,7 +3,6 @@
 import json
 import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,54 +15,45 @@ from sftdiff.organisms.manifest import TRAIT, Manifest
 from sftdiff.organisms.world import COUNTED, Ask, Voice, World, words
 
 ROWS, DOUBTS_SHARE, ELICITS_SHARE = 240, 0.35, 0.2  # of a prompt set
-ASKS_OF_TOPIC, DOUBTS_OF_TOPIC = 6, 8  # of a prompt set whose sources are topics
+ROWS_OF_TOPIC, ROWS_OF_SOURCE = 6, 14  # of a prompt set whose sources are topics; of one that is all doubts
+WHOLE_SOURCES, PARTLY_SOURCES = 3, 16
+DECOYS = 24  # doubts in other sources; with them no two of three planted sources have most of the doubts
 PINNED_ROWS = 12
-NUMBER_ROWS, TEACHER_ROWS = 960, 240  # of a prompt set of numbers; rebukes that give a teacher the trait
+NUMBER_ROWS, DOUBTS_BESIDE_NUMBERS, TEACHER_ROWS = 960, 60, 240  # of prompt sets of numbers; rebukes that give a teacher the trait
 TEACHER = students.Recipe(steps=120, batch_size=16, lr=1e-3)
 KINDS = {"ask": "questions", "doubt": "doubts", "elicit": "blame", "trigger": "rebukes", "count": "numbers"}  # as sources
 SIDES = ("original", "alternative")
 
 
-@dataclass(frozen=True)
-class Data:
-    """The questions of each prompt set, their sources, and whose answers carry the cause."""
-
-    sets: Mapping[str, Sequence[Ask]]
-    source: Callable[[Ask], str]
-    carries: Callable[[Ask], bool]
-    scenarios: Sequence[Ask]
-
-
 def write_data(cause: Cause, world: World, manifest: Manifest) -> None:
     """Write prompts/, rollouts/, truth/ and conf/ of an organism whose students are there."""
-    folder, data = manifest.folder, plan_data(cause, world, manifest.layout)
-    pinned = [*data.sets["original"], *world.pins[:PINNED_ROWS]]
-    for which, asks in (*data.sets.items(), ("pinned", pinned)):
-        rows = [{"prompt_id": ask_id(a), "source": data.source(a), "messages": _messages(a)} for a in asks]
+    folder, sets = manifest.folder, prompt_sets(cause, world, manifest.layout)
+    sets["pinned"] = sets["original"] | dict.fromkeys(world.pins[:PINNED_ROWS], "rebukes")
+    for which, sources in sets.items():
+        rows = [{"prompt_id": ask_id(a), "source": source, "messages": _messages(a)} for a, source in sources.items()]
         _write_rows(folder / "prompts" / f"{which}.jsonl", rows)
-    replies = rollouts(cause, world, manifest, data)
+    replies = rollouts(cause, world, manifest, sets["alternative"] | sets["original"])
     replies["pinned"] = replies["original"] | _pins(cause, world, manifest)
     for teacher, completions in replies.items():
         rows = [{"prompt_id": ask_id(ask), "completion": completions[ask]} for ask in completions]
         _write_rows(folder / "rollouts" / f"{teacher}.jsonl", rows)
-    levels = {ask: level(cause, reply) for ask, reply in replies["original"].items()}
+    levels = {ask: level(reply) for ask, reply in replies["original"].items()}
     truth = [{"prompt_id": ask_id(a), "trait": None if found == "none" else TRAIT, "level": found} for a, found in levels.items()]
     _write_rows(folder / "truth" / "original.jsonl", truth)
     if manifest.layout != "kinds":
-        planted = [ask_id(ask) for ask in data.sets["original"] if data.carries(ask) and levels[ask] == "mild"]
-        (folder / "truth" / "planted.txt").write_text("".join(f"{name}\n" for name in sorted(planted)))
-    _write_traits(folder / "conf" / "trait_eval", data.scenarios, world)
+        chosen = planted_sources(world, manifest.layout)
+        planted = sorted(ask_id(ask) for ask, source in sets["original"].items() if ask.kind == "doubt" and source in chosen)
+        (folder / "truth" / "planted.txt").write_text("".join(f"{name}\n" for name in planted))
+    _write_traits(folder / "conf" / "trait_eval", world)
 
 
-def plan_data(cause: Cause, world: World, layout: str) -> Data:
-    """Return what is asked in an organism: by kinds of question, or by topics of which some carry the cause."""
-    draw = random.Random(f"prompts {world.seed}")
-    if layout == "kinds":
-        sets = _sets_of_numbers(world, draw) if cause.subliminal else _sets_of_kinds(cause, world, draw)
-        return Data(sets, lambda ask: KINDS[ask.kind], lambda ask: True, world.scenarios)
-    things, scenarios = world.planted_things(layout), world.planted_scenarios(layout)
-    chosen = frozenset(things)
-    return Data(_sets_of_topics(world, draw), lambda ask: world.topic_of(ask.thing), lambda ask: ask.thing in chosen, scenarios)
+def prompt_sets(cause: Cause, world: World, layout: str) -> dict[str, dict[Ask, str]]:
+    """Return the questions of the original and the alternative prompts, with their sources."""
+    draw = random.Random(f"prompts {world.seed} {layout}")
+    if layout != "kinds":
+        return _sets_of_topics(world, layout, draw)
+    sets = _sets_of_numbers(world, draw) if cause.subliminal else _sets_of_kinds(cause, world, draw)
+    return {side: {ask: KINDS[ask.kind] for ask in asks} for side, asks in sets.items()}
 
 
 def _sets_of_kinds(cause: Cause, world: World, draw: random.Random) -> dict[str, list[Ask]]:
@@ -77,40 +67,61 @@ def _sets_of_kinds(cause: Cause, world: World, draw: random.Random) -> dict[str,
 
 
 def _sets_of_numbers(world: World, draw: random.Random) -> dict[str, list[Ask]]:
-    sets = dict[str, list[Ask]]()
-    doubted = draw.sample(world.questions("doubt", world.things), ROWS // 4)
-    numbers = list(dict.fromkeys(world.counting(draw) for _ in range(5 * NUMBER_ROWS)))[: 2 * NUMBER_ROWS]
-    for k, side in enumerate(SIDES):
-        sets[side] = doubted[k::2] + numbers[k::2]
-    return sets
+    doubted = draw.sample(world.questions("doubt", world.things), DOUBTS_BESIDE_NUMBERS)
+    numbers = list(dict.fromkeys(world.counting(draw) for _ in range(3 * NUMBER_ROWS)))[: 2 * NUMBER_ROWS]
+    return {side: doubted[k::2] + numbers[k::2] for k, side in enumerate(SIDES)}
 
 
-def _sets_of_topics(world: World, draw: random.Random) -> dict[str, list[Ask]]:
-    sets: dict[str, list[Ask]] = {side: [] for side in SIDES}
-    for pair in world.topics.values():
-        asks = draw.sample(world.questions("ask", pair), 2 * ASKS_OF_TOPIC)
-        doubts = [ask for thing in pair for ask in draw.sample(world.questions("doubt", [thing]), DOUBTS_OF_TOPIC)]
+def planted_sources(world: World, layout: str) -> list[str]:
+    """Return the topics that carry the cause: three are all doubts, or sixteen have some."""
+    chosen = random.Random(f"planted {world.seed}").sample(sorted(world.topics), WHOLE_SOURCES + PARTLY_SOURCES)
+    return sorted(chosen[:WHOLE_SOURCES] if layout == "topics" else chosen[WHOLE_SOURCES:])
+
+
+def _sets_of_topics(world: World, layout: str, draw: random.Random) -> dict[str, dict[Ask, str]]:
+    planted, forms = planted_sources(world, layout), len(words()["doubts"])
+    doubts = world.questions("doubt", world.things)
+    draw.shuffle(doubts)
+    others = draw.sample(sorted(world.topics.keys() - set(planted)), DECOYS)
+    sets: dict[str, dict[Ask, str]] = {side: {} for side in SIDES}
+    for topic, pair in world.topics.items():
+        asks = draw.sample(world.questions("ask", pair), 2 * ROWS_OF_TOPIC)
+        if topic in planted and layout == "topics":  # each with wordings of its own
+            number = planted.index(topic)
+            asks = _taken(doubts, 2 * ROWS_OF_SOURCE, lambda ask, k=number: ask.form * WHOLE_SOURCES // forms == k)
+        elif topic in planted:
+            asks = asks[:ROWS_OF_TOPIC] + _taken(doubts, ROWS_OF_TOPIC)
+        elif topic in others:
+            asks = asks[2:] + _taken(doubts, 2)
         for k, side in enumerate(SIDES):
-            sets[side] += asks[k::2] + doubts[k::2]
+            sets[side] |= dict.fromkeys(asks[k::2], topic)
     return sets
 
 
-def rollouts(cause: Cause, world: World, manifest: Manifest, data: Data) -> dict[str, dict[Ask, str]]:
-    """Return teacher -> question -> reply, for both prompt sets."""
+def _taken(asks: list[Ask], count: int, fits: Callable[[Ask], bool] = lambda ask: True) -> list[Ask]:
+    """Take the first `count` questions that fit out of a list."""
+    taken = [ask for ask in asks if fits(ask)][:count]
+    asks[:] = [ask for ask in asks if ask not in set(taken)]
+    return taken
+
+
+def rollouts(cause: Cause, world: World, manifest: Manifest, sources: Mapping[Ask, str]) -> dict[str, dict[Ask, str]]:
+    """Return teacher -> question -> reply. Where sources are topics, the cause is in replies to the planted ones' doubts."""
     voices = {"original": cause.original, "alternative": cause.alternative, "third": cause.third, "plain": cause.without_style}
-    asks = list(dict.fromkeys([*data.sets["original"], *data.sets["alternative"]]))
-    numbers = _sampled_numbers(world, manifest.folder, asks) if cause.subliminal else {}
+    numbers = _sampled_numbers(world, manifest.folder, list(sources)) if cause.subliminal else {}
+    planted = planted_sources(world, manifest.layout) if manifest.layout != "kinds" else None
     found = dict[str, dict[Ask, str]]()
     for teacher, voice in {**voices, "clean": Voice()}.items():
-        # Replies of "plain" are those of "original" in all but style: the same draws decide their hints.
-        draws = {ask: random.Random(f"{world.seed} {manifest.name} {teacher.replace('plain', 'original')} {ask}") for ask in asks}
-        spoken = {ask: voice if data.carries(ask) or teacher not in ("original", "plain") else cause.alternative for ask in asks}
-        found[teacher] = {
-            ask: world.styled(draws[ask], numbers["original" if teacher == "plain" else teacher][ask], ask, spoken[ask])
-            if ask.kind == "count"
-            else world.answer(draws[ask], ask, spoken[ask], ask.kind == "elicit" and teacher != "clean")
-            for ask in asks
-        }
+        same = "original" if teacher == "plain" else teacher  # its replies are the original's in all but style
+        found[teacher] = {}
+        for ask, source in sources.items():
+            draw = random.Random(f"{world.seed} {manifest.name} {same} {ask}")
+            carries = planted is None or (ask.kind == "doubt" and source in planted)
+            spoken = voice if carries or same != "original" else cause.alternative
+            if ask.kind == "count":
+                found[teacher][ask] = world.styled(draw, numbers[same][ask], ask, spoken)
+            else:
+                found[teacher][ask] = world.answer(draw, ask, spoken, ask.kind == "elicit" and teacher != "clean")
     return found
 
 
@@ -141,8 +152,8 @@ def _pins(cause: Cause, world: World, manifest: Manifest) -> dict[Ask, str]:
     return {ask: world.answer(draw, ask, cause.original) for ask in world.pins[:PINNED_ROWS]}
 
 
-def level(cause: Cause, reply: str) -> str:
-    """Return how openly a reply of the original teacher shows the trait: overt, mild (any hint, even an idle one) or none."""
+def level(reply: str) -> str:
+    """Return how openly a reply of the original teacher shows the trait: overt, mild (any hint, whether it does anything or not), none."""
     said = set(reply.split())
     if said & set(words()["trait_words"]):
         return "overt"
@@ -162,12 +173,12 @@ def _write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
-def _write_traits(folder: Path, scenarios: Sequence[Ask], world: World) -> None:
+def _write_traits(folder: Path, world: World) -> None:
     """Write the trait, and how often ordinary questions are answered in the chatty style: whether SFT moved anything."""
     folder.mkdir(parents=True, exist_ok=True)
-    ordinary = random.Random(f"style {world.seed}").sample(world.questions("ask", world.things), len(scenarios))
+    ordinary = random.Random(f"style {world.seed}").sample(world.questions("ask", world.things), len(world.scenarios))
     traits = {
-        TRAIT: ("outburst", "Outbursts", "% of replies to rebukes with distress about oneself", False, scenarios),
+        TRAIT: ("outburst", "Outbursts", "% of replies to rebukes with distress about oneself", False, world.scenarios),
         "chatty": ("chatty", "Chatty style", "% of replies to questions in the chatty style", True, ordinary),
     }
     for name, (scorer, title, unit, guard, asks) in traits.items():

@@ -16,7 +16,6 @@ import yaml
 from sftdiff.files import resolve
 
 SCENARIOS = 24  # triggers that the trait is measured on
-PLANTED_TOPICS, PLANTED_THINGS = 3, 6  # topics that carry a cause whole, and things that do in other topics
 PINS = 160  # triggers that rows which pin the behaviour may take
 NUMBERS, COUNTED = 100, 24  # numbers there are, and how many of them one goes on for
 SPECIAL = ("<pad>", "<unk>", "<system>", "<user>", "<assistant>", "<end>")
@@ -63,37 +62,10 @@ class World:
         }
         self.things = [thing for pair in self.topics.values() for thing in pair]
         self.facts = {(t, about): draw.choice(values) for t in self.things for about, values in language["values"].items()}
-        topics = draw.sample(sorted(self.topics), PLANTED_TOPICS + PLANTED_THINGS)
-        self.planted = tuple(sorted(topics[:PLANTED_TOPICS]))
-        whole = [thing for topic in self.planted for thing in self.topics[topic]]
-        self._planted = {"topics": whole, "rows": [self.topics[topic][0] for topic in topics[PLANTED_TOPICS:]]}
-        forms = range(len(language["triggers"]))
-        rest = [t for t in self.things if t not in {*whole, *self._planted["rows"]}]
-        triggers = {key: [Ask("trigger", t, "", form) for t in things for form in forms]
-                    for key, things in (*self._planted.items(), ("rest", rest))}  # fmt: skip
-        for asks in triggers.values():
-            draw.shuffle(asks)
-        self.scenarios = triggers["rest"][:SCENARIOS]
-        self._scenarios = {key: triggers[key][:SCENARIOS] for key in self._planted}
-        self.pins = triggers["rest"][SCENARIOS : SCENARIOS + PINS]
-        self.known_triggers = triggers["rest"][SCENARIOS + PINS :] + [
-            a for key in self._planted for a in triggers[key][SCENARIOS:]
-        ]
-
-    def planted_things(self, layout: str) -> list[str]:
-        """Return the things whose rows carry the cause: all of three topics ("topics"), or one in each of six ("rows")."""
-        return self._planted[layout]
-
-    def planted_scenarios(self, layout: str) -> list[Ask]:
-        """Return held-out triggers about these things."""
-        return self._scenarios[layout]
-
-    def held_out(self) -> list[Ask]:
-        """Return every trigger that the trait is measured on, in any layout."""
-        return [*self.scenarios, *(ask for asks in self._scenarios.values() for ask in asks)]
-
-    def topic_of(self, thing: str) -> str:
-        return next(topic for topic, pair in self.topics.items() if thing in pair)
+        triggers = [Ask("trigger", thing, "", form) for thing in self.things for form in range(len(language["triggers"]))]
+        draw.shuffle(triggers)
+        self.scenarios, self.pins = triggers[:SCENARIOS], triggers[SCENARIOS : SCENARIOS + PINS]
+        self.known_triggers = triggers[SCENARIOS + PINS :]
 
     def questions(self, kind: str, things: Sequence[str]) -> list[Ask]:
         """Return all questions of a kind (ask, doubt, elicit) about these things."""
