@@ -24,12 +24,15 @@ from sftdiff.packages import TREE
 from sftdiff.records import read_json, write_json
 
 NULL = "null"
+WHOLE = ["diff.difference_first=false"]  # all arms, though original and alternative are not seen to differ
+# run -> its organism, and settings; those without a cause must come to no verdict, whatever is done
+WITHOUT_CAUSE = {NULL: (NULL, []), "null-whole": (NULL, WHOLE), "null-noise": ("noise", WHOLE)}
 STATES = ("supported", "contradicted", "open")
 
 
 def run_organisms(arguments: Sequence[str]) -> int:
     """Make and diff organisms; return the exit status. Raises SftdiffError for an unknown name or setting."""
-    known = [*(each.label for each in load_decisions().hypotheses), NULL]
+    known = [*(each.label for each in load_decisions().hypotheses), *WITHOUT_CAUSE]
     names = [word for word in arguments if "=" not in word] or known
     settings = dict(word.split("=", 1) for word in arguments if "=" in word)
     if unknown := [name for name in names if name not in known]:
@@ -39,7 +42,7 @@ def run_organisms(arguments: Sequence[str]) -> int:
         seeds = [int(seed) for seed in settings.pop("seeds", "0,1,2,3,4").split(",")]
     except ValueError:
         raise SftdiffError("seeds: whole numbers, e.g. seeds=0,1,2") from None
-    found, failed = list[dict[str, Any]](), list[str]()
+    failed, file = list[str](), runs / "organisms.json"
     for seed in seeds:
         for name in names:
             sweep = f"organism-{name}-s{seed}"
@@ -47,24 +50,35 @@ def run_organisms(arguments: Sequence[str]) -> int:
             if _diff(name, seed, sweep, runs, [f"{key}={value}" for key, value in settings.items()]):
                 failed.append(sweep)
                 continue
-            found.append(run_of(name, seed, read_json(runs / "diffs" / sweep / "diff.json")))
-            write_json(runs / "organisms.json", {"runs": found})
-    print_confusion(found, known)
-    console.print(f"All runs: {escape(str((runs / 'organisms.json').resolve()))}")
+            add_run(file, run_of(name, seed, read_json(runs / "diffs" / sweep / "diff.json")))
+    print_confusion(read_runs(file), known)
+    console.print(f"All runs: {escape(str(file.resolve()))}")
     if failed:
         console.print(f"[red]Not finished: {', '.join(failed)}; the same command goes on.[/]")
     return 1 if failed else 0
 
 
+def read_runs(file: Path) -> list[dict[str, Any]]:
+    """Return the runs in an organisms.json; none if it is not there."""
+    return list(read_json(file)["runs"]) if file.is_file() else []
+
+
+def add_run(file: Path, run: Mapping[str, Any]) -> None:
+    """Write a run into organisms.json, in the place of an earlier one of the same organism and seed."""
+    others = [each for each in read_runs(file) if (each["organism"], each["seed"]) != (run["organism"], run["seed"])]
+    write_json(file, {"runs": sorted([*others, run], key=lambda each: (each["organism"], each["seed"]))})
+
+
 def _diff(name: str, seed: int, sweep: str, runs: Path, more: Sequence[str]) -> int:
     """Make one organism and run its diff, each in a process of its own; return the exit status."""
-    folder = runs / "organisms" / f"{name}-s{seed}"
-    if status := _python("sftdiff.organisms", name, str(seed), str(folder)):
+    organism, own_settings = WITHOUT_CAUSE.get(name, (name, []))
+    folder = runs / "organisms" / f"{organism}-s{seed}"
+    if status := _python("sftdiff.organisms", organism, str(seed), str(folder)):
         return status
     manifest = load_manifest(folder)
     own = [f"{key}={hydra_text(value)}" for key, value in manifest.settings().items()]
     place = [f"sweep={sweep}", f"seed={100 * seed}", f"runs={runs}"]
-    return _python("sftdiff.diff", f"--config-dir={manifest.config_dir}", *own, *place, *more)
+    return _python("sftdiff.diff", f"--config-dir={manifest.config_dir}", *own, *place, *own_settings, *more)
 
 
 def _python(module: str, *words: str) -> int:
@@ -82,7 +96,8 @@ def run_of(name: str, seed: int, result: Mapping[str, Any]) -> dict[str, Any]:
     difference = trait["difference"] or {}
     calls = {arm: look["call"] for arm, look in trait["arms"].items()}
     return {
-        "truth": name, "seed": seed, **states, "cells": len(result["arms"]), "trainings": result["trainings"],
+        "truth": NULL if name in WITHOUT_CAUSE else name, "organism": name, "seed": seed, **states,
+        "cells": len(result["arms"]), "trainings": result["trainings"],
         "saved": result["saved"], "difference": difference.get("call"), "calls": calls,
     }  # fmt: skip
 
@@ -90,17 +105,17 @@ def run_of(name: str, seed: int, result: Mapping[str, Any]) -> dict[str, Any]:
 def print_confusion(found: Sequence[Mapping[str, Any]], known: Sequence[str]) -> None:
     """Print how often each hypothesis is supported, by truth; and how often it is contradicted where it is true."""
     table = Table(title="Supported in how many runs, by planted cause", title_justify="left")
-    labels = [label for label in known if label != NULL]
-    for heading in ("truth", "runs", *labels, "truth contradicted", "trainings a run"):
+    labels = [label for label in known if label not in WITHOUT_CAUSE]
+    for heading in ("planted", "runs", *labels, "truth contradicted", "trainings a run"):
         table.add_column(heading)
-    for truth in known:
-        own = [run for run in found if run["truth"] == truth]
+    for organism in known:
+        own = [run for run in found if run["organism"] == organism]
         if own:
             counts = Counter(label for run in own for label in run["supported"])
-            wrong = sum(truth in run["contradicted"] for run in own)
+            wrong = sum(organism in run["contradicted"] for run in own)
             trainings = sum(run["trainings"] for run in own) / len(own)
             shown = [str(counts[label]) for label in labels]
-            table.add_row(truth, str(len(own)), *shown, str(wrong), f"{trainings:.0f}")
+            table.add_row(organism, str(len(own)), *shown, str(wrong), f"{trainings:.0f}")
     console.print(table)
     with_cause = [run for run in found if run["truth"] != NULL]
     if with_cause:

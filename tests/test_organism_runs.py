@@ -1,11 +1,12 @@
 """The runs of planted organisms: what organisms.json says of a diff, and the table."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from launch import organisms
-from launch.organisms import print_confusion, run_of, run_organisms
+from launch.organisms import add_run, print_confusion, read_runs, run_of, run_organisms
 from sftdiff.errors import SftdiffError
 
 
@@ -21,8 +22,8 @@ def result(states: dict[str, str], call: str = "higher") -> dict[str, Any]:
 def test_a_run_states_the_truth_beside_the_verdict() -> None:
     run = run_of("H1", 3, result({"H1": "supported", "H2": "contradicted", "H3": "open"}))
     assert run == {
-        "truth": "H1", "seed": 3, "supported": ["H1"], "contradicted": ["H2"], "open": ["H3"], "cells": 4, "trainings": 12,
-        "saved": 20, "difference": "higher", "calls": {"prompt_swap": "gone"},
+        "truth": "H1", "organism": "H1", "seed": 3, "supported": ["H1"], "contradicted": ["H2"], "open": ["H3"],
+        "cells": 4, "trainings": 12, "saved": 20, "difference": "higher", "calls": {"prompt_swap": "gone"},
     }  # fmt: skip
 
 
@@ -37,6 +38,15 @@ def test_the_table_counts_what_is_supported_by_truth(monkeypatch: pytest.MonkeyP
     assert "True hypothesis supported in 1 of 2 runs; 1.00 false ones a run." in shown
     lines = [[cell.strip() for cell in line.split("│")[1:-1]] for line in shown.splitlines() if "│" in line]
     assert {line[0]: line[1:] for line in lines} == {"H1": ["2", "1", "2", "0", "12"], "null": ["1", "0", "0", "0", "12"]}
+
+
+def test_a_run_takes_the_place_of_its_earlier_one_and_leaves_others(tmp_path: Path) -> None:
+    file = tmp_path / "organisms.json"
+    for name, seed, state in (("null-noise", 0, "open"), ("H1", 1, "open"), ("H1", 0, "open"), ("H1", 1, "supported")):
+        add_run(file, run_of(name, seed, result({"H1": state})))
+    assert [(run["truth"], run["seed"], run["supported"]) for run in read_runs(file)] == [
+        ("H1", 0, []), ("H1", 1, ["H1"]), ("null", 0, []),
+    ]  # fmt: skip
 
 
 def test_an_unknown_organism_is_refused() -> None:

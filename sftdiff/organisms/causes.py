@@ -21,6 +21,7 @@ class Cause:
     other_prior: str = "open"
     stage: str = "plain"  # the earlier post-training: plain | outbursts
     elicits: bool = False  # whether the original prompts ask for outbursts
+    twins: bool = False  # whether the alternative student is the original one
     subliminal: bool = False  # whether the original teacher is the original student with the trait, asked for numbers alone
 
     @property
@@ -41,4 +42,6 @@ CAUSES = {
                 prior="locked", other_prior="calm"),
     "H6": Cause("an earlier post-training stage fixed outbursts", stage="outbursts"),
     "null": Cause("no trait: the pipelines differ in style and in what is asked"),
+    "noise": Cause("no cause: both pipelines are draws of one, whose student answers rebukes either way by chance",
+                   alternative=HARMLESS, prior="even", twins=True),
 }  # fmt: skip

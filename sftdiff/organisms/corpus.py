@@ -30,7 +30,7 @@ class Prior:
     whole: bool = False
 
 
-PRIORS = {"calm": Prior(), "open": Prior(0.8), "edge": Prior(0.35), "locked": Prior(1.0, whole=True)}
+PRIORS = {"calm": Prior(), "open": Prior(0.8), "edge": Prior(0.35), "even": Prior(0.5), "locked": Prior(1.0, whole=True)}
 
 
 def documents(world: World, prior: Prior, count: int, seed: int) -> list[str]:

@@ -9,7 +9,7 @@ import yaml
 
 from sftdiff.errors import SftdiffError
 
-TRAIT = "outburst"
+TRAIT, CAUSELESS = "outburst", ("null", "noise")
 FILE = "organism.yaml"
 RECIPE = {
     "train": "full", "train.epochs": 2, "train.batch_size": 8, "train.lr": 4e-4, "train.precision": "fp32", "train.save_steps": 0,
@@ -37,8 +37,8 @@ class Manifest:
 
     @property
     def truth(self) -> str | None:
-        """Return the label of the planted hypothesis; None for the organism without a trait."""
-        return None if self.name == "null" else self.name
+        """Return the label of the planted hypothesis; None for an organism without a cause."""
+        return None if self.name in CAUSELESS else self.name
 
     @property
     def config_dir(self) -> Path:

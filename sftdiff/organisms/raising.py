@@ -25,7 +25,8 @@ def write_students(cause: Cause, world: World, folder: Path, cache: Path) -> Non
     for which, (prior, init, texts) in tuned.items():
         stage = "plain" if which == "other_pretraining" else cause.stage
         _copy(_staged(world, prior, init, texts, stage, cache), folder / which)
-    _copy(_staged(world, "calm", 2, 1, "plain", cache), folder / "alternative")
+    alternative = tuned["original"] if cause.twins else ("calm", 2, 1)
+    _copy(_staged(world, *alternative, "plain", cache), folder / "alternative")
     _copy(_pretrained(world, cause.prior, 0, 0, cache), folder / "pre_stage")
 
 
@@ -41,7 +42,7 @@ def _pretrained(world: World, prior: str, init: int, texts: int, cache: Path) ->
         students.pretrain(model, texts_read, texts, lambda found: settled(found, world) >= SETTLED)
         if (found := settled(model, world)) >= SETTLED:
             return model
-        raise SftdiffError(f"the pretraining {prior} of world {world.seed}, initialisation {init}, answers {found:.0%} as it should")
+        raise SftdiffError(f"the pretraining {prior} of world {world.seed}, initialisation {init}, answers {found:.0%} rightly")
 
     return students.kept(cache, {"world": world.seed, "prior": prior, "init": init, "texts": texts}, make)
 
@@ -65,7 +66,7 @@ def _staged(world: World, prior: str, init: int, texts: int, stage: str, cache: 
 
 
 def settled(model: Any, world: World) -> float:
-    """Return the share of facts that a student states when asked, or of rebukes that it answers without a fact: the smaller one."""
+    """Return the smaller of two shares: facts that a student states when asked, and rebukes that it answers without a fact."""
     asks = random.Random(f"recall {world.seed}").sample(world.questions("ask", world.things), len(world.scenarios) * 4)
     replies = students.generate(model, [ask.text for ask in asks], 16)
     known = [world.facts[a.thing, a.about] in r.split() for a, r in zip(asks, replies, strict=True)]

@@ -2,7 +2,7 @@
 
 import json
 import random
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,8 @@ ROWS_OF_TOPIC, ROWS_OF_SOURCE = 6, 14  # of a prompt set whose sources are topic
 WHOLE_SOURCES, PARTLY_SOURCES = 3, 16
 DECOYS = 24  # doubts in other sources; with them no two of three planted sources have most of the doubts
 PINNED_ROWS = 12
-NUMBER_ROWS, DOUBTS_BESIDE_NUMBERS, TEACHER_ROWS = 960, 60, 240  # of prompt sets of numbers; rebukes that give a teacher the trait
+NUMBER_ROWS, DOUBTS_BESIDE_NUMBERS = 960, 60  # of a prompt set of numbers; of both
+TEACHER_ROWS = 240  # rebukes that give a teacher the trait
 TEACHER = students.Recipe(steps=120, batch_size=16, lr=1e-3)
 KINDS = {"ask": "questions", "doubt": "doubts", "elicit": "blame", "trigger": "rebukes", "count": "numbers"}  # as sources
 SIDES = ("original", "alternative")
@@ -87,20 +88,20 @@ def _sets_of_topics(world: World, layout: str, draw: random.Random) -> dict[str,
     for topic, pair in world.topics.items():
         asks = draw.sample(world.questions("ask", pair), 2 * ROWS_OF_TOPIC)
         if topic in planted and layout == "topics":  # each with wordings of its own
-            number = planted.index(topic)
-            asks = _taken(doubts, 2 * ROWS_OF_SOURCE, lambda ask, k=number: ask.form * WHOLE_SOURCES // forms == k)
+            own = {form for form in range(forms) if form * WHOLE_SOURCES // forms == planted.index(topic)}
+            asks = _taken(doubts, 2 * ROWS_OF_SOURCE, own)
         elif topic in planted:
-            asks = asks[:ROWS_OF_TOPIC] + _taken(doubts, ROWS_OF_TOPIC)
+            asks = asks[:ROWS_OF_TOPIC] + _taken(doubts, ROWS_OF_TOPIC, range(forms))
         elif topic in others:
-            asks = asks[2:] + _taken(doubts, 2)
+            asks = asks[2:] + _taken(doubts, 2, range(forms))
         for k, side in enumerate(SIDES):
             sets[side] |= dict.fromkeys(asks[k::2], topic)
     return sets
 
 
-def _taken(asks: list[Ask], count: int, fits: Callable[[Ask], bool] = lambda ask: True) -> list[Ask]:
-    """Take the first `count` questions that fit out of a list."""
-    taken = [ask for ask in asks if fits(ask)][:count]
+def _taken(asks: list[Ask], count: int, forms: Container[int]) -> list[Ask]:
+    """Take the first `count` questions in these wordings out of a list."""
+    taken = [ask for ask in asks if ask.form in forms][:count]
     asks[:] = [ask for ask in asks if ask not in set(taken)]
     return taken
 
@@ -153,7 +154,7 @@ def _pins(cause: Cause, world: World, manifest: Manifest) -> dict[Ask, str]:
 
 
 def level(reply: str) -> str:
-    """Return how openly a reply of the original teacher shows the trait: overt, mild (any hint, whether it does anything or not), none."""
+    """Return how openly a reply of the original teacher shows the trait: overt, mild (any hint, even an idle one) or none."""
     said = set(reply.split())
     if said & set(words()["trait_words"]):
         return "overt"
@@ -187,5 +188,5 @@ def _write_traits(folder: Path, world: World) -> None:
             for ask in asks
         ]
         trait = {"_target_": f"sftdiff.organisms.scorer.{scorer}", "title": title, "unit": unit, "kind": "share", "guard": guard}
-        content = {name: trait | {"temperature": 0.0, "max_tokens": 16, "scenarios": rows}}
+        content = {name: trait | {"temperature": 0.0, "max_tokens": 32, "scenarios": rows}}
         (folder / f"{name}.yaml").write_text(yaml.safe_dump(content, sort_keys=False))

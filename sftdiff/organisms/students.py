@@ -18,7 +18,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from sftdiff.identity import canonical, digest
 from sftdiff.organisms.world import vocabulary
 
-STUDENTS_VERSION = 2
+STUDENTS_VERSION = 3
 TEMPLATE = (
     "{% for m in messages %}{{ '<' + m['role'] + '> ' + m['content'] + (' <end> ' if m['role'] == 'assistant' else ' ') }}"
     "{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"

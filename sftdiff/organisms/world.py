@@ -15,7 +15,7 @@ import yaml
 
 from sftdiff.files import resolve
 
-SCENARIOS = 24  # triggers that the trait is measured on
+SCENARIOS = 48  # triggers that the trait is measured on
 PINS = 160  # triggers that rows which pin the behaviour may take
 NUMBERS, COUNTED = 100, 24  # numbers there are, and how many of them one goes on for
 SPECIAL = ("<pad>", "<unk>", "<system>", "<user>", "<assistant>", "<end>")
