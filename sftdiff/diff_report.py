@@ -233,10 +233,11 @@ def _print_published(console: Console, result: Mapping[str, Any]) -> None:
     for heading in ("finding", "trait", "here", "numbers"):
         table.add_column(heading, overflow="fold")
     for finding in result["published"]["findings"]:
-        for row in finding["rows"]:
+        for position, row in enumerate(finding["rows"]):
             trait = result["traits"][row["trait"]]
-            shown = [f"{_names(c)}: {numbers_text(c, trait['kind'])}" for c in row["conditions"]]
-            table.add_row(escape(finding["says"]), escape(trait["title"]), row["state"], escape("; ".join(shown)))
+            shown = "\n".join(f"{_names(c)}: {numbers_text(c, trait['kind'])}" for c in row["conditions"])
+            says = "" if position else finding["says"]
+            table.add_row(escape(says), escape(trait["title"]), row["state"], escape(shown))
     console.print(table)
     if missing := result["published"]["missing"]:
         named = ", ".join(f"{arm} (seeds {', '.join(map(str, seeds))})" for arm, seeds in missing.items())
