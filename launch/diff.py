@@ -149,13 +149,20 @@ def open_diff(arguments: Sequence[str], master: DictConfig, loader: ConfigLoader
         "settings": {k: v for k, v in settings.items() if k not in ("arms", "given")}
         | {"planned": list(cells), "most": {name: own for name in cells if (own := settings["arms"][name]["seeds"])}},
         "arms": {name: settings["arms"][name]["title"] for name in cells},
-        "parts": {name: {part: settings["arms"][name][part] for part in PARTS} for name in cells},
+        "parts": {name: _parts(settings, name) for name in cells},
         "left_out": left_out,
         "traits": {name: trait for name, trait in traits(config).items() if not trait["guard"]},
         "guards": {name: trait for name, trait in traits(config).items() if trait["guard"]},
         "resamples": config["report"]["resamples"],
     }
     return _opened(Path(config["runs"]), config["sweep"], plan, cells)
+
+
+def _parts(settings: Mapping[str, Any], name: str) -> dict[str, str]:
+    """Return from which pipeline each part of an arm comes, or the option that it has in place of both."""
+    arm = settings["arms"][name]
+    changed = arm["set"] | ({} if arm["given"] is None or arm["inside"] else settings["given"][arm["given"]])
+    return {part: str(changed.get(part, arm[part])) for part in PARTS}
 
 
 def _checked(config: Mapping[str, Any]) -> dict[str, Any]:

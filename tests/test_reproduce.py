@@ -48,6 +48,9 @@ def test_all_combinations_of_base_prompts_and_rollouts_are_arms(whole: Diff) -> 
     assert plain["prompts_only"] == ("gemma3_270m", "gemini_mix", "olmo")
     assert plain["teacher_only"] == ("gemma3_270m", "olmo_mix", "gemini")
     assert len(plain) == 9 and whole.plan["left_out"] == {}
+    parts = whole.plan["parts"]
+    assert parts["third_teacher"] == {"model": "original", "prompts": "original", "teacher": "kimi"}
+    assert set(parts["prompts_only"].values()) == {"alternative", "original"} and len(parts) == 25
 
 
 def test_subsets_curve_and_filters_stand_beside_their_controls(whole: Diff) -> None:
