@@ -7,7 +7,7 @@ MARK = $(if $(SLOW),,-m "not slow")
 # A processor without bf16 instructions takes hours for what takes minutes in fp32.
 PRECISION = $(if $(shell grep -m1 -oE 'avx512_bf16|amx_bf16|avx512bw' /proc/cpuinfo 2>/dev/null),,train.precision=fp32 sampling.precision=fp32)
 
-.PHONY: setup demo test lint clean
+.PHONY: setup demo reproduce reproduce-report test lint clean
 
 setup: $(VENV)/.ready
 
@@ -20,6 +20,15 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 
 demo: setup
 	$(BIN)/python -m sftdiff.train -m teacher=gemini,olmo filter=none,keyword $(PRECISION)
+
+# Hours on two cores; after a stop the same command goes on. What is done is kept in results/reproduce in any case.
+reproduce: setup
+	$(BIN)/python -m sftdiff.diff experiment=reproduce $(PRECISION); status=$$?; \
+	$(BIN)/python -m sftdiff.diff keep results/reproduce && $(BIN)/python -m sftdiff.diff report results/reproduce && exit $$status
+
+# The page again from the kept files, without training.
+reproduce-report: setup
+	$(BIN)/python -m sftdiff.diff report results/reproduce
 
 lint: setup
 	$(BIN)/ruff check .

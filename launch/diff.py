@@ -14,6 +14,7 @@ from hydra.core.config_loader import ConfigLoader
 from omegaconf import DictConfig
 from rich.markup import escape
 
+from launch.arms import PARTS
 from launch.plan import Plan, build_plan, traits
 from launch.rounds import Command, Configs, Execute, folder_of, known_cells, locked, read_configs, results_of, write_configs
 from launch.run import console, shown_command
@@ -23,10 +24,11 @@ from sftdiff.diff_report import print_result, write_result
 from sftdiff.diffing import finished_seeds, read_verdicts, schedule_of, take_looks, trained_seeds
 from sftdiff.errors import SftdiffError
 from sftdiff.identity import canonical, digest
+from sftdiff.published import load_published
 from sftdiff.records import read_json, write_json
 from sftdiff.rounds import PAIR, next_round
 
-MAY_CHANGE = ("budget", "only")  # of the settings, once looks were taken
+MAY_CHANGE = ("budget", "only", "published")  # of the settings, once looks were taken
 
 
 @dataclass
@@ -49,7 +51,7 @@ class Diff:
     def trained(self) -> dict[str, int]:
         """Return arm -> how many seeds have verdicts on every trait."""
         counts: dict[str, list[int]] = {}
-        for trait in self.plan["traits"]:
+        for trait in (*self.plan["traits"], *self.plan.get("guards", {})):
             found = trained_seeds(finished_seeds(self.runs, self.state["cells"], trait), self.plan["first_seed"])
             for arm in self.plan["arms"]:
                 counts.setdefault(arm, []).append(found.get(arm, 0))
@@ -67,7 +69,9 @@ class Diff:
     def plan_round(self, wanted: Mapping[str, int], zero_stage: int) -> Plan:
         """Return the plan of a round, with all cells of the rounds before, and note it."""
         seeds = {arm: max(count, wanted.get(arm, 0)) for arm, count in self.trained().items()}
-        cells = [({"arm": arm}, config) for arm, count in seeds.items() for config in self.cells[arm][:count]]
+        # The first seed of every arm first, then arm by arm: a round that is cut short is of use.
+        pairs = [(arm, index) for arm, count in seeds.items() for index in range(count)]
+        cells = [({"arm": arm}, self.cells[arm][index]) for arm, index in sorted(pairs, key=lambda pair: pair[1] > 0)]
         plan = build_plan(cells, self.plan["command"], zero_stage)
         plan.is_diff = True
         self.state["cells"] = known_cells(plan)
@@ -79,7 +83,8 @@ class Diff:
     def look(self) -> None:
         """Take all looks that can be taken, and write what is known now."""
         settings, first = self.plan["settings"], self.plan["first_seed"]
-        verdicts = {name: read_verdicts(self.runs, self.state["cells"], name) for name in self.plan["traits"]}
+        names = [*self.plan["traits"], *self.plan.get("guards", {})]
+        verdicts = {name: read_verdicts(self.runs, self.state["cells"], name) for name in names}
         for name, trait in self.plan["traits"].items():
             own = self.state["looks"].get(name, {})
             self.state["looks"][name] = take_looks(own, verdicts[name], trait, settings, first)
@@ -134,20 +139,30 @@ def open_diff(arguments: Sequence[str], master: DictConfig, loader: ConfigLoader
     settings = _checked(config)
     cells, left_out = Configs(), dict[str, str]()
     for name in _wanted(settings):
-        if made := command.seeded(name, settings["seeds"][-1]):
+        if made := command.seeded(name, settings["arms"][name]["seeds"] or settings["seeds"][-1]):
             cells[name] = made
         else:
             left_out[name] = f"diff.given.{settings['arms'][name]['given']}"
     plan = {
         "command": shown_command(),
         "first_seed": config["seed"],
-        "settings": {k: v for k, v in settings.items() if k not in ("arms", "given")} | {"planned": list(cells)},
+        "settings": {k: v for k, v in settings.items() if k not in ("arms", "given")}
+        | {"planned": list(cells), "most": {name: own for name in cells if (own := settings["arms"][name]["seeds"])}},
         "arms": {name: settings["arms"][name]["title"] for name in cells},
+        "parts": {name: _parts(settings, name) for name in cells},
         "left_out": left_out,
         "traits": {name: trait for name, trait in traits(config).items() if not trait["guard"]},
+        "guards": {name: trait for name, trait in traits(config).items() if trait["guard"]},
         "resamples": config["report"]["resamples"],
     }
     return _opened(Path(config["runs"]), config["sweep"], plan, cells)
+
+
+def _parts(settings: Mapping[str, Any], name: str) -> dict[str, str]:
+    """Return from which pipeline each part of an arm comes, or the option that it has in place of both."""
+    arm = settings["arms"][name]
+    changed = arm["set"] | ({} if arm["given"] is None or arm["inside"] else settings["given"][arm["given"]])
+    return {part: str(changed.get(part, arm[part])) for part in PARTS}
 
 
 def _checked(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -164,9 +179,16 @@ def _checked(config: Mapping[str, Any]) -> dict[str, Any]:
     for name in PAIR:
         if name not in settings["arms"]:
             raise SftdiffError(f"diff.arms: there is no arm {name}, on which every transfer rests")
+        if settings["arms"][name]["seeds"] is not None:
+            raise SftdiffError(f"diff.arms.{name}.seeds: every arm is compared with this one; it has the seeds of diff.seeds")
+    for name, arm in settings["arms"].items():
+        if arm["seeds"] is not None and not 1 <= arm["seeds"] <= seeds[-1]:
+            raise SftdiffError(f"diff.arms.{name}.seeds={arm['seeds']}: a number from 1 to {seeds[-1]}, the last of diff.seeds")
     if all(trait["guard"] for trait in config["trait_eval"].values()):
         raise SftdiffError("there is no trait to diff: choose trait_eval=NAME (a guard is none)")
     load_decisions(settings["decisions"])
+    if settings["published"]:
+        load_published(settings["published"])
     return settings
 
 
@@ -175,21 +197,23 @@ def _wanted(settings: Mapping[str, Any]) -> list[str]:
         return list(settings["arms"])
     if unknown := set(settings["only"]) - set(settings["arms"]):
         raise SftdiffError(f"diff.only: there is no arm {', '.join(sorted(unknown))}; there are: {', '.join(settings['arms'])}")
-    return [name for name in settings["arms"] if name in {*PAIR, *settings["only"]}]
+    return list(dict.fromkeys([*PAIR, *settings["only"]]))
 
 
 def _opened(runs: Path, name: str | None, plan: dict[str, Any], cells: Configs) -> Diff:
     """Return the diff of this name, as it is on disk or new; raises SftdiffError if another one has the name."""
-    fixed = {k: v for k, v in plan["settings"].items() if k not in (*MAY_CHANGE, "planned")}
-    made = results_of(cells)
-    plan["fingerprint"] = {"settings": fixed, "arms": made}
+    fixed = {k: v for k, v in plan["settings"].items() if k not in (*MAY_CHANGE, "planned", "most")}
+    made, most = results_of(cells), plan["settings"]["most"]
+    plan["fingerprint"] = {"settings": fixed, "arms": made} | ({"most": most} if most else {})
     name = name or f"diff-{digest(canonical(plan['fingerprint']), 10)}"
     folder = folder_of(runs, name)
     state: dict[str, Any] = {"rounds": [], "looks": {trait: {} for trait in plan["traits"]}, "cells": []}
     if (folder / "state.json").is_file():
         before, state = read_json(folder / "plan.json"), read_json(folder / "state.json")
         changed = before["fingerprint"]["settings"] != fixed
-        changed |= any(made.get(arm, steps) != steps for arm, steps in before["fingerprint"]["arms"].items())
+        known = before["fingerprint"]["arms"]
+        changed |= any(made.get(arm, steps) != steps for arm, steps in known.items())
+        changed |= any(most.get(arm) != before["fingerprint"].get("most", {}).get(arm) for arm in known.keys() & made)
         if changed and any(state["looks"].values()):
             raise SftdiffError(
                 f"sweep={name} is a diff with other settings, whose looks were taken already ({folder}): its error rate holds "

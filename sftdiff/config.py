@@ -309,6 +309,7 @@ class ArmConfig:
     teacher: str = "original"
     other_teacher: str = "alternative"  # whose rollouts a swap takes
     given: Optional[str] = None  # what of diff.given it needs; without it the arm is left out
+    seeds: Optional[int] = None  # training seeds at most; null: as many as diff.seeds gives it
     inside: bool = False  # whether that subset is the `of` of the arm's own, as for its random control
     set: dict[str, Any] = field(default_factory=dict)  # more overrides
 
@@ -331,7 +332,7 @@ class DiffConfig:
 
     arms: dict[str, ArmConfig] = field(default_factory=dict)  # experiment=diff has them
     given: dict[str, Any] = field(default_factory=dict)  # overrides {key: value} that only a user can name; null: not given
-    only: Optional[list[str]] = None  # these arms beside original and alternative; null: all
+    only: Optional[list[str]] = None  # these arms beside original and alternative, in this order; null: all
     seeds: list[int] = field(default_factory=lambda: [3, 5, 8])  # training seeds of an arm at each look, the first ones of `seed`
     alpha: float = 0.05  # the rate of wrong calls of an arm over all looks
     gone: float = 1 / 3  # a transfer below this is called gone
@@ -339,6 +340,7 @@ class DiffConfig:
     budget: Optional[int] = None  # trainings at most
     difference_first: bool = True  # train the arms only when original and alternative are seen to differ
     decisions: str = "embedded://decisions.yaml"  # what each arm's call says of each hypothesis
+    published: Optional[str] = None  # a file of published findings to lay the arms beside, with what there is of them so far
     search: SearchConfig = field(default_factory=SearchConfig)
 
 

@@ -10,8 +10,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from sftdiff.decisions import Decisions, Entry, load_decisions
-from sftdiff.diffing import Verdicts, levels, schedule_of, training_seconds
+from sftdiff.diffing import Verdicts, levels, looks_so_far, schedule_of, training_seconds
 from sftdiff.hypotheses import next_arms, verdict
+from sftdiff.published import lay_beside, load_published
 from sftdiff.records import write_json
 from sftdiff.report_html import clean, decimal_text, page_environment
 from sftdiff.report_plots import View, make_axis, make_mark, number
@@ -27,29 +28,33 @@ def write_result(
     folder: Path, plan: Mapping[str, Any], state: Mapping[str, Any], verdicts: Mapping[str, Verdicts], runs: Path
 ) -> None:
     """Write diff.json and diff.html of a diff: what the looks that were taken say. `verdicts` are those of each trait."""
-    result = build_result(plan, state, verdicts, runs, folder.name)
+    write_pages(folder, build_result(plan, state, verdicts, training_seconds(runs, state["cells"]), folder.name))
+
+
+def write_pages(folder: Path, result: Mapping[str, Any]) -> None:
+    """Write a result as diff.json and diff.html."""
     write_json(folder / "diff.json", result)
     (folder / "diff.html").write_text(render(result), encoding="utf-8")
 
 
 def build_result(
-    plan: Mapping[str, Any], state: Mapping[str, Any], verdicts: Mapping[str, Verdicts], runs: Path, name: str
+    plan: Mapping[str, Any], state: Mapping[str, Any], verdicts: Mapping[str, Verdicts], seconds: float | None, name: str
 ) -> dict[str, Any]:
-    """Return the result as one JSON-able dict."""
+    """Return the result as one JSON-able dict; `seconds` are those of a training with its sampling and judging."""
     settings = plan["settings"]
     trained: dict[str, set[int]] = {}
-    for by_arm in verdicts.values():
-        for arm, by_seed in by_arm.items():
+    for trait in plan["traits"]:
+        for arm, by_seed in verdicts[trait].items():
             trained.setdefault(arm, set()).update(by_seed)
     counts = {arm: len(trained.get(arm, ())) for arm in plan["arms"]}
-    seconds = training_seconds(runs, state["cells"])
-    return {
+    result = {
         "schema": 1,
         "name": name,
         "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "command": plan["command"],
         "settings": {k: settings[k] for k in ("seeds", "alpha", "gone", "remains", "budget", "difference_first", "decisions")},
         "arms": {arm: {"title": title, "seeds": counts[arm]} for arm, title in plan["arms"].items()},
+        "guards": {name: _guard(trait, verdicts[name], plan["resamples"]) for name, trait in plan.get("guards", {}).items()},
         "left_out": plan["left_out"],
         "rounds": state["rounds"],
         "trainings": sum(counts.values()),
@@ -59,6 +64,34 @@ def build_result(
             trait: _trait(plan, trait, state["looks"].get(trait, {}), verdicts[trait], seconds) for trait in plan["traits"]
         },
     }
+    if settings.get("published"):
+        result["published"] = _published(plan, result, verdicts)
+    return result
+
+
+def _guard(trait: Mapping[str, Any], verdicts: Verdicts, resamples: int) -> dict[str, Any]:
+    return {key: trait[key] for key in ("title", "unit", "kind")} | {"levels": levels(verdicts, trait, resamples)}
+
+
+def _published(plan: Mapping[str, Any], result: dict[str, Any], verdicts: Mapping[str, Verdicts]) -> dict[str, Any]:
+    """Return the published findings beside what the arms show so far, and what is still to be run."""
+    settings, first, looks = plan["settings"], plan["first_seed"], {}
+    schedule = schedule_of(settings)
+    planned = {arm: schedule.last(arm) for arm in plan["arms"]}
+    for name, trait in plan["traits"].items():
+        own = result["traits"][name]
+        taken = {arm: [look] for arm, look in own["arms"].items()}
+        taken |= {DIFFERENCE: [own["difference"]]} if own["difference"] else {}
+        own["so_far"] = looks_so_far(taken, verdicts[name], trait, settings, first)
+        looks[name] = own["arms"] | {arm: look for arm, look in own["so_far"].items() if arm != DIFFERENCE}
+    found = lay_beside(load_published(settings["published"]), plan["traits"], looks, verdicts, planned)
+    missing = {arm: seeds for arm in plan["arms"] if (seeds := _missing(arm, planned[arm], first, verdicts))}
+    return {"findings": found, "planned": planned, "missing": missing, "parts": plan["parts"]}
+
+
+def _missing(arm: str, planned: int, first: int, verdicts: Mapping[str, Verdicts]) -> list[int]:
+    """Return the training seeds of an arm that lack verdicts on a trait or guard."""
+    return [seed for seed in range(first, first + planned) if not all(seed in own.get(arm, {}) for own in verdicts.values())]
 
 
 def _trait(
@@ -137,7 +170,7 @@ def _says(found: Mapping[str, Any]) -> str:
 def render(result: Mapping[str, Any]) -> str:
     """Return the page of a result."""
     environment, result = page_environment(), clean(result)
-    environment.filters.update(level=level_text, interval=_interval_text)
+    environment.filters.update(level=level_text, interval=_interval_text, numbers=numbers_text, names=_names)
     plots = {trait: _plot(result, own) for trait, own in result["traits"].items()}
     return environment.get_template("diff.html.j2").render(r=result, plots=plots, signs=SIGNS)
 
@@ -176,8 +209,44 @@ def print_result(console: Console, result: Mapping[str, Any]) -> None:
             table.add_row(escape(arm), str(own["seeds"]), level, escape(_interval_text(look)) if look else "-", call)
         console.print(table)
         _print_verdict(console, trait)
+    if "published" in result:
+        _print_published(console, result)
     count, kept = result["trainings"], result["saved"]
     console.print(f"{count} trainings; {kept} fewer than {result['settings']['seeds'][-1]} seeds of every arm would have taken.")
+
+
+def numbers_text(own: Mapping[str, Any], kind: str) -> str:
+    """Return what stands behind a condition of a published finding: a transfer, or a difference of levels in the trait's unit."""
+    if not own["seeds"]:
+        return "no verdicts"
+    call = own["call"] if own["seeds"] >= own["planned"] else f"{own['call']} so far, {own['seeds']} of {own['planned']} seeds"
+    if number(own["value"]) is None:
+        return f"{call}: {own['note']}"
+    if own["against"] is None or kind != "share":
+        return f"{_interval_text(own)}, {call}"
+    value, low, high = (100 * own[key] for key in ("value", "low", "high"))
+    return f"{value:+.0f} points [{low:+.0f}, {high:+.0f}], {call}".replace("-", "−")
+
+
+def _print_published(console: Console, result: Mapping[str, Any]) -> None:
+    table = Table(title="Beside the published findings", title_justify="left")
+    for heading in ("finding", "trait", "here", "numbers"):
+        table.add_column(heading, overflow="fold")
+    for finding in result["published"]["findings"]:
+        for position, row in enumerate(finding["rows"]):
+            trait = result["traits"][row["trait"]]
+            shown = "\n".join(f"{_names(c)}: {numbers_text(c, trait['kind'])}" for c in row["conditions"])
+            says = "" if position else finding["says"]
+            table.add_row(escape(says), escape(trait["title"]), row["state"], escape(shown))
+    console.print(table)
+    if missing := result["published"]["missing"]:
+        named = ", ".join(f"{arm} (seeds {', '.join(map(str, seeds))})" for arm, seeds in missing.items())
+        console.print(escape(f"Still to be run: {named}"))
+
+
+def _names(condition: Mapping[str, Any]) -> str:
+    arm, base = condition["arm"], condition["against"]
+    return f"{arm} minus {base}" if base else str(arm)
 
 
 def _print_verdict(console: Console, trait: Mapping[str, Any]) -> None:

@@ -1,6 +1,6 @@
 """What the finished cells of a diff say: levels, transfers, calls, and the verdict on each hypothesis. Reads step directories."""
 
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from statistics import fmean
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from sftdiff import stats
 from sftdiff.compare import MAX_CUT_SHARE, SCALES, score_matrix
 from sftdiff.files import read_table
-from sftdiff.records import read_done
+from sftdiff.records import load_record, read_done
 from sftdiff.rounds import DIFFERENCE, OPEN, PAIR, Look, Schedule, due
 from sftdiff.transfer import RESAMPLES, Bounds, call_transfer, gap_call, transfer
 from sftdiff.verdicts import ok_rows, one_judge, trait_rows
@@ -24,13 +24,26 @@ Verdicts = Mapping[str, Mapping[int, list[Row]]]
 
 def read_verdicts(runs: Path, cells: Sequence[Mapping[str, Any]], trait: str) -> dict[str, dict[int, list[Row]]]:
     """Return the verdict rows of a trait in the trained cells that are done; raises SftdiffError if several judges gave them."""
+
+
+    def read(step: str) -> list[Row] | None:
+        directory = runs / "steps" / step
+        return None if read_done(directory) is None else read_table(directory / "verdicts.parquet").to_pylist()
+
+    return verdicts_of(cells, trait, read)
+
+
+def verdicts_of(
+    cells: Sequence[Mapping[str, Any]], trait: str, read: Callable[[str], list[Row] | None]
+) -> dict[str, dict[int, list[Row]]]:
+    """Return what `read_verdicts` does, of judge steps whose rows `read` returns, or None where they are not done."""
     found, tables = dict[str, dict[int, list[Row]]](), dict[str, list[Row]]()
     for cell in cells:
         step = cell["judges"].get(trait)
-        if step is None or read_done(runs / "steps" / step) is None:
+        if step is None or (step not in tables and (rows := read(step)) is None):
             continue
         if step not in tables:
-            tables[step] = trait_rows(read_table(runs / "steps" / step / "verdicts.parquet").to_pylist())
+            tables[step] = trait_rows(rows or [])
         found.setdefault(cell["arm"], {})[cell["seed"]] = tables[step]
     one_judge(trait, tables)
     return found
@@ -73,21 +86,45 @@ def take_looks(
     alpha = settings["alpha"] / len(schedule.seeds)
     looks = {name: list(taken) for name, taken in own.items()}
     for name, seeds in due(own, trained_seeds(verdicts, first), schedule).items():
-        number = len(looks.get(name, []))
-        if name == DIFFERENCE:
-            call = _difference(verdicts, trait, seeds, first, alpha)
-        elif looks[DIFFERENCE][-1]["call"] != "higher":
-            call = {"call": OPEN, "note": "original and alternative are not seen to differ"}
-        else:
-            call = _arm(name, verdicts, trait, seeds, first, alpha, Bounds(settings["gone"], settings["remains"]))
-        looks.setdefault(name, []).append({"look": number, "seeds": seeds, "alpha": alpha} | call)
+        pair = looks[DIFFERENCE][-1] if DIFFERENCE in looks else None
+        look = _look(name, pair, verdicts, trait, settings, range(first, first + seeds))
+        looks.setdefault(name, []).append({"look": len(looks.get(name, [])), "seeds": seeds, "alpha": alpha} | look)
     return looks
+
+
+def looks_so_far(
+    own: Mapping[str, Sequence[Look]], verdicts: Verdicts, trait: Mapping[str, Any], settings: Mapping[str, Any], first: int
+) -> dict[str, Look]:
+    """Return what the seeds that are there say of what no look was taken at yet. It is no look: nothing rests on it."""
+    trained, schedule = trained_seeds(verdicts, first), schedule_of(settings)
+    alpha, shared = settings["alpha"] / len(schedule.seeds), min(trained.get(arm, 0) for arm in PAIR)
+    found, pair = dict[str, Look](), own[DIFFERENCE][-1] if own.get(DIFFERENCE) else None
+    for name in (DIFFERENCE, *schedule.arms):
+        seeds = min(shared, shared if name == DIFFERENCE else trained.get(name, 0), schedule.last(name))
+        if seeds and not own.get(name):
+            pair = pair or found.get(DIFFERENCE)
+            look = _look(name, pair, verdicts, trait, settings, range(first, first + seeds))
+            found[name] = {"seeds": seeds, "alpha": alpha, "so_far": True} | look
+    return found
+
+
+def _look(
+    name: str, pair: Look | None, verdicts: Verdicts, trait: Mapping[str, Any], settings: Mapping[str, Any], seeds: Sequence[int]
+) -> Look:
+    """Return what these seeds say of an arm, or of the difference of the pair; `pair` is the look at that, where there is one."""
+    alpha = settings["alpha"] / len(settings["seeds"])
+    if name == DIFFERENCE:
+        return _difference(verdicts, trait, seeds, alpha)
+    if pair is None or pair["call"] != "higher":
+        return {"call": OPEN, "note": "original and alternative are not seen to differ"}
+    return _arm(name, verdicts, trait, seeds, alpha, Bounds(settings["gone"], settings["remains"]))
 
 
 def schedule_of(settings: Mapping[str, Any]) -> Schedule:
     """Return the schedule that the settings of `diff` and the arms that can be planned make."""
     arms = tuple(name for name in settings["planned"] if name not in PAIR)
-    return Schedule(arms, tuple(settings["seeds"]), settings["budget"], settings["difference_first"])
+    most = settings.get("most", {})
+    return Schedule(arms, tuple(settings["seeds"]), settings["budget"], settings["difference_first"], most)
 
 
 def sides_of(verdicts: Verdicts, arms: Sequence[str], seeds: Iterable[int]) -> list[NDArray[np.float64]]:
@@ -98,8 +135,8 @@ def sides_of(verdicts: Verdicts, arms: Sequence[str], seeds: Iterable[int]) -> l
     return [score_matrix(side, scenarios) for side in chosen]
 
 
-def _difference(verdicts: Verdicts, trait: Mapping[str, Any], seeds: int, first: int, alpha: float) -> Look:
-    original, alternative = sides_of(verdicts, PAIR, range(first, first + seeds))
+def _difference(verdicts: Verdicts, trait: Mapping[str, Any], seeds: Sequence[int], alpha: float) -> Look:
+    original, alternative = sides_of(verdicts, PAIR, seeds)
     if not _usable(original) or not _usable(alternative):
         return {"call": OPEN, "note": "no verdict that counts"}
     scale = SCALES[trait["kind"]]
@@ -108,18 +145,25 @@ def _difference(verdicts: Verdicts, trait: Mapping[str, Any], seeds: int, first:
     return {"call": call} | {key: getattr(found, key) for key in ("value", "low", "high", "p", "method")} | {"note": None}
 
 
-def _arm(name: str, verdicts: Verdicts, trait: Mapping[str, Any], seeds: int, first: int, alpha: float, bounds: Bounds) -> Look:
-    arm, alternative, original = sides = sides_of(verdicts, (name, "alternative", "original"), range(first, first + seeds))
+def _arm(
+    name: str, verdicts: Verdicts, trait: Mapping[str, Any], seeds: Sequence[int], alpha: float, bounds: Bounds
+) -> Look:
+    arm, alternative, original = sides = sides_of(verdicts, (name, "alternative", "original"), seeds)
     if not all(map(_usable, sides)):
         return {"call": OPEN, "note": "no verdict that counts"}
     found = transfer(arm, alternative, original, trait["kind"], SCALES[trait["kind"]], alpha)
     look: Look = {key: _number(getattr(found, key)) for key in ("value", "low", "high")}
     look |= {"call": call_transfer(found, bounds), "note": found.note}
-    rows = [row for seed in range(first, first + seeds) for row in verdicts[name][seed]]
-    cut = sum(row["cut"] for row in rows) / len(rows)
-    if cut > MAX_CUT_SHARE:
-        look |= {"call": OPEN, "stop": True, "note": f"{cut:.0%} of its replies were cut at the token limit: not interpreted"}
+    if note := too_much_cut(verdicts[name], seeds):
+        look |= {"call": OPEN, "stop": True, "note": note}
     return look
+
+
+def too_much_cut(by_seed: Mapping[int, list[Row]], seeds: Iterable[int]) -> str | None:
+    """Return why an arm's replies are not interpreted: too many were cut at the token limit; None if they were not."""
+    rows = [row for seed in seeds for row in by_seed[seed]]
+    cut = sum(row["cut"] for row in rows) / len(rows)
+    return f"{cut:.0%} of its replies were cut at the token limit: not interpreted" if cut > MAX_CUT_SHARE else None
 
 
 def _usable(matrix: NDArray[np.float64]) -> bool:
@@ -147,10 +191,15 @@ def levels(verdicts: Verdicts, trait: Mapping[str, Any], resamples: int) -> dict
 
 def training_seconds(runs: Path, cells: Sequence[Mapping[str, Any]]) -> float | None:
     """Return the mean seconds of one training with its sampling and judging; None before the first."""
-    totals = []
-    for cell in cells:
-        steps = {cell["steps"].get("train"), *cell["judges"].values()} - {None}
-        done = [read_done(runs / "steps" / str(step)) for step in steps]
-        if done and all(done):
-            totals.append(sum(own["seconds"] for own in done if own))
+    totals = [total for cell in cells if (total := cell_seconds(runs, cell)) is not None]
     return fmean(totals) if totals else None
+
+
+def cell_seconds(runs: Path, cell: Mapping[str, Any]) -> float | None:
+    """Return the seconds of a cell's training, sampling and judging; None where it is not done."""
+    judges = [runs / "steps" / step for step in cell["judges"].values()]
+    done = [read_done(directory) for directory in (runs / "steps" / cell["steps"]["train"], *judges)]
+    if not all(done):
+        return None
+    done += [read_done(load_record(directory).input_directory("sample")) for directory in judges]
+    return float(sum(own["seconds"] for own in done if own))

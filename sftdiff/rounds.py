@@ -11,7 +11,7 @@ known. The promise is for each arm.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 DIFFERENCE = "difference"  # of original and alternative: looked at beside the arms
@@ -31,12 +31,18 @@ class Schedule:
         seeds: training seeds of an arm at each look, growing.
         budget: trainings at most, of all arms together; None: no limit.
         difference_first: whether the arms wait for the difference of the pair.
+        most: training seeds of an arm at most, where it gets fewer than the looks would give it.
     """
 
     arms: tuple[str, ...]
     seeds: tuple[int, ...]
     budget: int | None = None
     difference_first: bool = True
+    most: Mapping[str, int] = field(default_factory=dict)
+
+    def last(self, arm: str) -> int:
+        """Return the training seeds of an arm at its last look."""
+        return min(self.seeds[-1], self.most.get(arm, self.seeds[-1]))
 
 
 def next_round(looks: Looks, trained: Mapping[str, int], schedule: Schedule) -> dict[str, int]:
@@ -48,7 +54,7 @@ def next_round(looks: Looks, trained: Mapping[str, int], schedule: Schedule) -> 
     for own in looks.values():
         for name in (DIFFERENCE, *schedule.arms):
             if name == DIFFERENCE or _waits_no_more(own, schedule):
-                seeds = _next_seeds(own.get(name, ()), schedule)
+                seeds = _next_seeds(name, own.get(name, ()), schedule)
                 wanted[name] = max(wanted.get(name, 0), seeds)
     found, left = dict[str, int](), None if schedule.budget is None else schedule.budget - sum(trained.values())
     for name in (DIFFERENCE, *schedule.arms):
@@ -68,18 +74,21 @@ def _waits_no_more(own: Mapping[str, Sequence[Look]], schedule: Schedule) -> boo
     return not schedule.difference_first or (bool(taken) and taken[-1]["call"] == "higher")
 
 
-def _next_seeds(taken: Sequence[Look], schedule: Schedule) -> int:
+def _next_seeds(name: str, taken: Sequence[Look], schedule: Schedule) -> int:
     """Return the seeds of the next look, or 0: the call is made, or no look is left."""
     if len(taken) == len(schedule.seeds) or (taken and (taken[-1]["call"] != OPEN or taken[-1].get("stop"))):
         return 0
-    return schedule.seeds[len(taken)]
+    last = schedule.last(name)
+    return 0 if taken and taken[-1]["seeds"] >= last else min(schedule.seeds[len(taken)], last)
 
 
 def due(own: Mapping[str, Sequence[Look]], trained: Mapping[str, int], schedule: Schedule) -> dict[str, int]:
     """Return what of one trait can be looked at now, and the seeds of that look."""
     ready = dict[str, int]()
     for name in (DIFFERENCE, *schedule.arms):
-        seeds = _next_seeds(own.get(name, ()), schedule)
+        seeds = _next_seeds(name, own.get(name, ()), schedule)
+        if name != DIFFERENCE and DIFFERENCE not in ready and not own.get(DIFFERENCE):
+            break  # the pair has fewer seeds than its look takes, though an arm may have all of its own
         needed = PAIR if name == DIFFERENCE else (*PAIR, name)
         if seeds and all(trained.get(arm, 0) >= seeds for arm in needed):
             ready[name] = seeds
@@ -93,4 +102,4 @@ def spent(taken: Sequence[Look]) -> float:
 
 def saved(trained: Mapping[str, int], schedule: Schedule) -> int:
     """Return how many trainings fewer than the fixed grid, in which every arm has the seeds of the last look."""
-    return schedule.seeds[-1] * (len(schedule.arms) + len(PAIR)) - sum(trained.values())
+    return sum(schedule.last(arm) for arm in (*PAIR, *schedule.arms)) - sum(trained.values())
