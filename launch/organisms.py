@@ -1,7 +1,8 @@
 """`python -m sftdiff.diff organisms [NAME ...] [seeds=0,1,2,3,4] [key=value ...]`: does the verdict tell the truth?
 
 Makes model organisms whose cause is planted (sftdiff.organisms), runs the whole diff of each, as a user would, and lays the
-verdicts beside the truth: organisms.json, and a table. What is done is not done again; other settings go to every diff.
+verdicts beside the truth: organisms.json, and a table. Where the cause is in some of the rows (H1-topics, H1-rows) it searches
+for them. What is done is not done again; other settings go to every diff and search.
 """
 
 import os
@@ -17,9 +18,10 @@ from rich.table import Table
 
 from launch.arms import hydra_text
 from launch.run import console
+from launch.search import singly
 from sftdiff.decisions import load_decisions
 from sftdiff.errors import SftdiffError
-from sftdiff.organisms.manifest import load_manifest
+from sftdiff.organisms.manifest import Manifest, load_manifest
 from sftdiff.packages import TREE
 from sftdiff.records import read_json, write_json
 
@@ -27,12 +29,14 @@ NULL = "null"
 WHOLE = ["diff.difference_first=false"]  # all arms, though original and alternative are not seen to differ
 # run -> its organism, and settings; those without a cause must come to no verdict, whatever is done
 WITHOUT_CAUSE = {NULL: (NULL, []), "null-whole": (NULL, WHOLE), "null-noise": ("noise", WHOLE)}
+# run -> its organism, the layout of its sources, and settings: those whose rows are searched for
+SEARCHED = {"H1-topics": ("H1", "topics", []), "H1-rows": ("H1", "rows", ["diff.search.smallest=3"])}
 STATES = ("supported", "contradicted", "open")
 
 
 def run_organisms(arguments: Sequence[str]) -> int:
     """Make and diff organisms; return the exit status. Raises SftdiffError for an unknown name or setting."""
-    known = [*(each.label for each in load_decisions().hypotheses), *WITHOUT_CAUSE]
+    known = [*(each.label for each in load_decisions().hypotheses), *WITHOUT_CAUSE, *SEARCHED]
     names = [word for word in arguments if "=" not in word] or known
     settings = dict(word.split("=", 1) for word in arguments if "=" in word)
     if unknown := [name for name in names if name not in known]:
@@ -46,39 +50,48 @@ def run_organisms(arguments: Sequence[str]) -> int:
     for seed in seeds:
         for name in names:
             sweep = f"organism-{name}-s{seed}"
-            console.print(f"[bold]Organism {name}, seed {seed}[/]: {runs / 'diffs' / sweep}")
-            if _diff(name, seed, sweep, runs, [f"{key}={value}" for key, value in settings.items()]):
+            folder, ended = runs / "diffs" / sweep, "search.json" if name in SEARCHED else "diff.json"
+            console.print(f"[bold]Organism {name}, seed {seed}[/]: {folder}")
+            manifest, status = _diff(name, seed, sweep, runs, [f"{key}={value}" for key, value in settings.items()])
+            if status or not (folder / ended).is_file():
                 failed.append(sweep)
-                continue
-            add_run(file, run_of(name, seed, read_json(runs / "diffs" / sweep / "diff.json")))
+            elif name in SEARCHED:
+                add_run(file, search_of(name, manifest, read_json(folder / ended)), "searches")
+            else:
+                add_run(file, run_of(name, seed, read_json(folder / ended)))
     print_confusion(read_runs(file), known)
+    print_searches(read_runs(file, "searches"))
     console.print(f"All runs: {escape(str(file.resolve()))}")
     if failed:
         console.print(f"[red]Not finished: {', '.join(failed)}; the same command goes on.[/]")
     return 1 if failed else 0
 
 
-def read_runs(file: Path) -> list[dict[str, Any]]:
-    """Return the runs in an organisms.json; none if it is not there."""
-    return list(read_json(file)["runs"]) if file.is_file() else []
+def read_runs(file: Path, kind: str = "runs") -> list[dict[str, Any]]:
+    """Return the runs, or the searches, in an organisms.json; none if it is not there."""
+    return list(read_json(file).get(kind, [])) if file.is_file() else []
 
 
-def add_run(file: Path, run: Mapping[str, Any]) -> None:
+def add_run(file: Path, run: Mapping[str, Any], kind: str = "runs") -> None:
     """Write a run into organisms.json, in the place of an earlier one of the same organism and seed."""
-    others = [each for each in read_runs(file) if (each["organism"], each["seed"]) != (run["organism"], run["seed"])]
-    write_json(file, {"runs": sorted([*others, run], key=lambda each: (each["organism"], each["seed"]))})
+    content = {each: read_runs(file, each) for each in ("runs", "searches")}
+    others = [each for each in content[kind] if (each["organism"], each["seed"]) != (run["organism"], run["seed"])]
+    content[kind] = sorted([*others, dict(run)], key=lambda each: (each["organism"], each["seed"]))
+    write_json(file, content)
 
 
-def _diff(name: str, seed: int, sweep: str, runs: Path, more: Sequence[str]) -> int:
-    """Make one organism and run its diff, each in a process of its own; return the exit status."""
-    organism, own_settings = WITHOUT_CAUSE.get(name, (name, []))
-    folder = runs / "organisms" / f"{organism}-s{seed}"
-    if status := _python("sftdiff.organisms", organism, str(seed), str(folder)):
-        return status
+def _diff(name: str, seed: int, sweep: str, runs: Path, more: Sequence[str]) -> tuple[Manifest, int]:
+    """Make one organism and run its diff or search, each in a process of its own; return the organism and the exit status."""
+    organism, layout, own_settings = SEARCHED.get(name, (name, "kinds", []))
+    organism, own_settings = WITHOUT_CAUSE.get(name, (organism, own_settings))
+    folder = runs / "organisms" / f"{name if name in SEARCHED else organism}-s{seed}"
+    if _python("sftdiff.organisms", organism, str(seed), str(folder), layout):
+        raise SftdiffError(f"the organism {organism} of seed {seed} could not be made (see above)")
     manifest = load_manifest(folder)
     own = [f"{key}={hydra_text(value)}" for key, value in manifest.settings().items()]
     place = [f"sweep={sweep}", f"seed={100 * seed}", f"runs={runs}"]
-    return _python("sftdiff.diff", f"--config-dir={manifest.config_dir}", *own, *place, *own_settings, *more)
+    words = ["search"] if name in SEARCHED else []
+    return manifest, _python("sftdiff.diff", *words, f"--config-dir={manifest.config_dir}", *own, *place, *own_settings, *more)
 
 
 def _python(module: str, *words: str) -> int:
@@ -102,10 +115,55 @@ def run_of(name: str, seed: int, result: Mapping[str, Any]) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def search_of(name: str, manifest: Manifest, result: Mapping[str, Any]) -> dict[str, Any]:
+    """Return one search of organisms.json: the found set beside the planted one, in sources and in rows, and what it took."""
+    found, sources = set(result["prompt_ids"]), {part["source"] for part in result["result"]["parts"]}
+    planted = set((manifest.folder / manifest.planted["ids"]).read_text().split())
+    true_sources = set(manifest.planted.get("sources", ()))
+    confirmed = result["result"]["confirmed"].items()
+    return {
+        "truth": manifest.name, "organism": name, "seed": manifest.seed, "state": result["result"]["state"],
+        "sources": sorted(sources), "planted_sources": sorted(true_sources), **_rates("source", sources, true_sources),
+        "rows": len(found), "planted_rows": len(planted), **_rates("row", found, planted),
+        "trainings": result["result"]["trainings"], "singly": singly(result),
+        "transfers": {treatment: [answer[key] for key in ("value", "low", "high", "call")] for treatment, answer in confirmed},
+    }  # fmt: skip
+
+
+def _rates(unit: str, found: set[str], planted: set[str]) -> dict[str, float | None]:
+    """Return precision and recall; the recall of rows is the true positive rate at k, the number of rows that were found."""
+    right = len(found & planted)
+    precision = right / len(found) if found and planted else None
+    return {f"{unit}_precision": precision, f"{unit}_recall": right / len(planted) if planted else None}
+
+
+def print_searches(searches: Sequence[Mapping[str, Any]]) -> None:
+    """Print what the searches found beside what was planted."""
+    if not searches:
+        return
+    table = Table(title="Searches for the planted rows", title_justify="left")
+    for heading in ("organism", "seed", "state", "sources: precision, recall", "rows", "precision, TPR at k", "in", "out", "drop",
+                    "trainings", "singly"):  # fmt: skip
+        table.add_column(heading)
+    for run in searches:
+        rates = [f"{_share(run[f'{unit}_precision'])} {_share(run[f'{unit}_recall'])}" for unit in ("source", "row")]
+        rows = f"{run['rows']} of {run['planted_rows']}"
+        calls = [run["transfers"][t][3] if t in run["transfers"] else "-" for t in ("in", "out", "drop")]
+        trainings = [str(run[key]) for key in ("trainings", "singly")]
+        table.add_row(run["organism"], str(run["seed"]), run["state"], rates[0], rows, rates[1], *calls, *trainings)
+    console.print(table)
+
+
+def _share(share: float | None) -> str:
+    return "-" if share is None else f"{share:.2f}"
+
+
 def print_confusion(found: Sequence[Mapping[str, Any]], known: Sequence[str]) -> None:
     """Print how often each hypothesis is supported, by truth; and how often it is contradicted where it is true."""
     table = Table(title="Supported in how many runs, by planted cause", title_justify="left")
-    labels = [label for label in known if label not in WITHOUT_CAUSE]
+    if not found:
+        return
+    labels = [label for label in known if label not in {*WITHOUT_CAUSE, *SEARCHED}]
     for heading in ("planted", "runs", *labels, "truth contradicted", "trainings a run"):
         table.add_column(heading)
     for organism in known:

@@ -310,6 +310,11 @@ def result_data(search: SearchRun, result: Result) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def singly(result: Mapping[str, Any]) -> int:
+    """Return the trainings of testing every source by itself (in, out, drop) with as many seeds as the first look at a set."""
+    return len(TREATMENTS) * len(result["sources"]) * int(result["settings"]["search"]["looks"][0])
+
+
 def print_found(search: SearchRun, result: Result) -> None:
     """Print the set, its transfers beside random rows, and what it took."""
     data = result.to_json()
@@ -320,7 +325,7 @@ def print_found(search: SearchRun, result: Result) -> None:
         low, high = ("-" if answer[key] is None else f"{answer[key]:.2f}" for key in ("low", "high"))
         value = "-" if answer["value"] is None else f"{answer['value']:.2f}"
         console.print(escape(f"  {name:<12} transfer {value} [{low}, {high}] {answer['call']}, {len(answer['seeds'])} seeds"))
-    single = 3 * len(search.sources) * search.plan["settings"]["search"]["looks"][0]
+    single = singly(result_data(search, result))
     console.print(escape(f"{result.trainings} trainings, {result.tests} tests; testing every source by itself takes {single}. "
                          f"{data['note']}".strip()))  # fmt: skip
     console.print(escape(f"All answers: {(search.folder / 'search.json').resolve()}"))
