@@ -17,6 +17,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from launch.arms import hydra_text
+from launch.diff import load_diff
 from launch.run import console
 from launch.search import singly
 from sftdiff.decisions import load_decisions
@@ -50,21 +51,26 @@ def run_organisms(arguments: Sequence[str]) -> int:
     for seed in seeds:
         for name in names:
             sweep = f"organism-{name}-s{seed}"
-            folder, ended = runs / "diffs" / sweep, "search.json" if name in SEARCHED else "diff.json"
+            folder = runs / "diffs" / sweep
             console.print(f"[bold]Organism {name}, seed {seed}[/]: {folder}")
             manifest, status = _diff(name, seed, sweep, runs, [f"{key}={value}" for key, value in settings.items()])
-            if status or not (folder / ended).is_file():
+            if status or not has_ended(runs, sweep, name in SEARCHED):
                 failed.append(sweep)
             elif name in SEARCHED:
-                add_run(file, search_of(name, manifest, read_json(folder / ended)), "searches")
+                add_run(file, search_of(name, manifest, read_json(folder / "search.json")), "searches")
             else:
-                add_run(file, run_of(name, seed, read_json(folder / ended)))
+                add_run(file, run_of(name, seed, read_json(folder / "diff.json")))
     print_confusion(read_runs(file), known)
     print_searches(read_runs(file, "searches"))
     console.print(f"All runs: {escape(str(file.resolve()))}")
     if failed:
         console.print(f"[red]Not finished: {', '.join(failed)}; the same command goes on.[/]")
     return 1 if failed else 0
+
+
+def has_ended(runs: Path, sweep: str, search: bool) -> bool:
+    """Return whether nothing of a diff or search is left to do; on Slurm its rounds go on after the command."""
+    return (runs / "diffs" / sweep / "search.json").is_file() if search else not load_diff(runs, sweep).next_round()
 
 
 def read_runs(file: Path, kind: str = "runs") -> list[dict[str, Any]]:
