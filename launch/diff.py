@@ -20,6 +20,7 @@ from launch.rounds import Command, Configs, Execute, folder_of, known_cells, loc
 from launch.run import console, shown_command
 from launch.sweep import Sweep
 from sftdiff.decisions import load_decisions
+from sftdiff.diff_curve import curve_shares
 from sftdiff.diff_report import print_result, write_result
 from sftdiff.diffing import finished_seeds, read_verdicts, schedule_of, take_looks, trained_seeds
 from sftdiff.errors import SftdiffError
@@ -151,6 +152,8 @@ def open_diff(arguments: Sequence[str], master: DictConfig, loader: ConfigLoader
         "arms": {name: settings["arms"][name]["title"] for name in cells},
         "parts": {name: _parts(settings, name) for name in cells},
         "left_out": left_out,
+        "not_asked": {name: _needs(settings, name) for name in settings["arms"] if name not in cells and name not in left_out},
+        "curve": curve_shares({name: made[0] for name, made in cells.items()}),
         "traits": {name: trait for name, trait in traits(config).items() if not trait["guard"]},
         "guards": {name: trait for name, trait in traits(config).items() if trait["guard"]},
         "resamples": config["report"]["resamples"],
@@ -190,6 +193,12 @@ def _checked(config: Mapping[str, Any]) -> dict[str, Any]:
     if settings["published"]:
         load_published(settings["published"])
     return settings
+
+
+def _needs(settings: Mapping[str, Any], name: str) -> str:
+    """Return the settings that an arm needs which `diff.only` leaves out."""
+    given = settings["arms"][name]["given"]
+    return "diff.only" if given is None or settings["given"].get(given) else f"diff.given.{given}, diff.only"
 
 
 def _wanted(settings: Mapping[str, Any]) -> list[str]:

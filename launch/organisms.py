@@ -19,7 +19,6 @@ from rich.table import Table
 from launch.arms import hydra_text
 from launch.diff import load_diff
 from launch.run import console
-from launch.search import singly
 from sftdiff.decisions import load_decisions
 from sftdiff.errors import SftdiffError
 from sftdiff.organisms.manifest import Manifest, load_manifest
@@ -131,7 +130,7 @@ def search_of(name: str, manifest: Manifest, result: Mapping[str, Any]) -> dict[
         "truth": manifest.name, "organism": name, "seed": manifest.seed, "state": result["result"]["state"],
         "sources": sorted(sources), "planted_sources": sorted(true_sources), **_rates("source", sources, true_sources),
         "rows": len(found), "planted_rows": len(planted), **_rates("row", found, planted),
-        "trainings": result["result"]["trainings"], "singly": singly(result),
+        "trainings": result["result"]["trainings"], "singly": result["singles"],
         "transfers": {treatment: [answer[key] for key in ("value", "low", "high", "call")] for treatment, answer in confirmed},
     }  # fmt: skip
 

@@ -6,9 +6,11 @@ state.json (the answers: the whole state of the search) and the result, search.j
 """
 
 import math
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -21,10 +23,11 @@ from launch.parts import part_plan, run_part
 from launch.plan import Plan, build_plan, traits
 from launch.rounds import Command, Configs, Execute, folder_of, known_cells, locked, read_configs, results_of, write_configs
 from launch.run import console, shown_command
+from launch.search_faults import failure, no_verdict
 from launch.sweep import Sweep
 from sftdiff.compare import SCALES
 from sftdiff.config import PromptSubsetConfig, defaults_of
-from sftdiff.diffing import read_verdicts, sides_of
+from sftdiff.diffing import Verdicts, read_verdicts, sides_of
 from sftdiff.errors import SftdiffError
 from sftdiff.identity import canonical, digest
 from sftdiff.prompts import PromptIndex, load_index
@@ -35,10 +38,12 @@ from sftdiff.scores import load_scores
 from sftdiff.search import Result, Search
 from sftdiff.search_known import Settings
 from sftdiff.search_parts import rows_of
+from sftdiff.search_report import print_found, singles, to_do, tried, write_search
 from sftdiff.search_state import Answer, Ask, Test
 from sftdiff.sorting import id_text
 from sftdiff.stats import difference
 from sftdiff.transfer import RESAMPLES, Bounds, call_transfer, transfer
+from sftdiff.verdicts import ok_rows
 
 TREATMENTS = {"in": "swap_rest", "out": "swap", "drop": "drop"}
 
@@ -88,7 +93,7 @@ class SearchRun:
         files: dict[str, tuple[str, str]] = {}
         for test, seeds in asks:
             name = name_of(test)
-            files[name] = (TREATMENTS[test.treatment], self._file(test))
+            files[name] = (TREATMENTS[test.treatment], self.file_of(test))
             for arm in (*PAIR, name):
                 wanted.setdefault(arm, set()).update(seeds)
         first, made = self.plan["first_seed"], []
@@ -103,13 +108,20 @@ class SearchRun:
                 made.append(({"arm": arm}, config))
         return made
 
-    def _file(self, test: Test) -> str:
+    def file_of(self, test: Test) -> str:
         """Write the prompt_ids of a test's set, once, and return the file."""
         path = self.folder / "sets" / f"{digest(canonical({**test.to_json(), 'treatment': ''}), 12)}.txt"
         if not path.is_file():
             path.parent.mkdir(exist_ok=True)
             path.write_text("".join(f"{id_text(prompt_id)}\n" for prompt_id in self.ids_of(test)))
         return str(path)
+
+    def level(self, verdicts: Verdicts, arm: str, seeds: Iterable[int] | None = None) -> float | None:
+        """Return the mean level of an arm over some of its seeds, or over all; None where no verdict is there."""
+        own, first = verdicts.get(arm, {}), self.plan["first_seed"]
+        chosen = own if seeds is None else [first + seed for seed in seeds]
+        means = [fmean(row["value"] for row in rows) for seed in chosen if (rows := ok_rows(own.get(seed, [])))]
+        return fmean(means) if means else None
 
     def plan_round(self, asks: Sequence[Ask], zero_stage: int) -> Plan:
         """Return the plan of a batch of tests, with all cells of those before."""
@@ -122,15 +134,25 @@ class SearchRun:
         return plan
 
     def tell(self, asks: Sequence[Ask]) -> bool:
-        """Add the answers to tests whose trainings have verdicts; return whether all have."""
+        """Add the answers to tests whose trainings have verdicts; return whether all have.
+
+        Raises SftdiffError, after the other answers were added, if none of the verdicts of a training counts: that says nothing
+        of the set.
+        """
         verdicts = read_verdicts(self.runs, self.state["cells"], self.plan["trait"]) if asks else {}
-        first, told = self.plan["first_seed"], 0
+        first, told, empty = self.plan["first_seed"], 0, dict[tuple[str, int], None]()
         for ask in asks:
             name, seeds = name_of(ask.test), [first + seed for seed in ask.seeds]
-            if all(seed in verdicts.get(arm, {}) for arm in (*PAIR, name) for seed in seeds):
+            if not all(seed in verdicts.get(arm, {}) for arm in (*PAIR, name) for seed in seeds):
+                continue
+            without = [(arm, seed) for arm in (*PAIR, name) for seed in seeds if not ok_rows(verdicts[arm][seed])]
+            empty |= dict.fromkeys(without)
+            if not without:
                 self.state["answers"].append(self._answer(ask, sides_of(verdicts, (name, *reversed(PAIR)), seeds)).to_json())
                 told += 1
         write_json(self.folder / "state.json", self.state)
+        if empty:
+            raise SftdiffError(no_verdict(self.runs, self.state, self.plan["trait"], list(empty)))
         return told == len(asks)
 
     def without_impossible(self, asks: Sequence[Ask]) -> list[Ask]:
@@ -162,8 +184,6 @@ class SearchRun:
 
     def _answer(self, ask: Ask, sides: Sequence[Any]) -> Answer:
         settings, kind = self.plan["settings"], self.plan["kind"]
-        if any(np.isnan(side).all() for side in sides):
-            return Answer(ask.test, ask.seeds, math.nan, -math.inf, math.inf, "unresolved", ask.purpose)
         arm, alternative, original = sides
         found = transfer(arm, alternative, original, kind, SCALES[kind], ask.alpha)
         call = call_transfer(found, Bounds(settings["gone"], settings["remains"]))
@@ -208,13 +228,22 @@ def go_on(search: SearchRun, execute: Execute, zero_stage: int) -> None:
     while not isinstance(step := search.step(), Result):
         step = search.without_impossible(step)
         tell_batch(search, step)
-        plan = search.plan_round(step, zero_stage)
-        execute(plan)
+        plan, started = search.plan_round(step, zero_stage), time.time()
+        try:
+            execute(plan)
+        except SftdiffError:
+            search.tell(step)
+            if fault := failure(search.runs, search.name, search.state, started):
+                raise SftdiffError(fault) from None
+            raise
         if not search.tell(step):
             return
         search.check_difference(step)
-    write_json(search.folder / "search.json", result_data(search, step))
-    print_found(search, step)
+    data = result_data(search, step)
+    write_json(search.folder / "search.json", data)
+    write_search(search.folder, data)
+    print_found(console, data)
+    console.print(f"Search: {escape(str((search.folder / 'search.html').resolve()))}")
 
 
 def next_on_slurm(sweep: Sweep, execute: Execute, zero_stage: int) -> None:
@@ -226,6 +255,8 @@ def next_on_slurm(sweep: Sweep, execute: Execute, zero_stage: int) -> None:
             search.state["asked"] = []
             search.check_difference(asked)
             go_on(search, execute, zero_stage)
+        elif fault := failure(search.runs, search.name, search.state):
+            raise SftdiffError(fault)
 
 
 def _ask(found: Mapping[str, Any]) -> Ask:
@@ -249,8 +280,9 @@ def open_search(arguments: Sequence[str], master: DictConfig, loader: ConfigLoad
             raise SftdiffError(f"diff.arms.{name} needs a diff.given that is not given, and every transfer rests on it")
         pair[name] = made
     prompts, scores = _read_rows(pair["original"][0], own["search"]["locators"], command)
-    plan = {"search": True, "command": shown_command(), "first_seed": config["seed"], "settings": own, "trait": trait,
-            "kind": settings["kind"], "title": settings["title"], "prompts": str(prompts),
+    shown = shown_command().replace("sftdiff.diff", "sftdiff.diff search", 1)  # which was taken off before Hydra saw it
+    plan = {"search": True, "command": shown, "first_seed": config["seed"], "settings": own, "trait": trait,
+            "kind": settings["kind"], "title": settings["title"], "unit": settings["unit"], "prompts": str(prompts),
             "orders": {name: str(path) for name, path in scores.items()}}  # fmt: skip
     return _opened(Path(config["runs"]), config["sweep"], plan, pair)
 
@@ -301,36 +333,18 @@ def tell_batch(search: SearchRun, asks: Sequence[Ask]) -> None:
 
 def result_data(search: SearchRun, result: Result) -> dict[str, Any]:
     """Return the result for search.json."""
-    plan = search.plan
-    ids: Iterable[Any] = search.ids_of(Test("in", result.parts)) if result.parts else []
+    plan, answers = search.plan, search.answers()
+    settings = settings_of(plan["settings"])
+    verdicts = read_verdicts(search.runs, search.state["cells"], plan["trait"])
+    found = Test("in", result.parts) if result.parts else None
+    ids: Iterable[Any] = [] if found is None else search.ids_of(found)
+    file = None if found is None else Path(search.file_of(found)).resolve()
+    levels = {(a.test, a.seeds): search.level(verdicts, name_of(a.test), a.seeds) for a in answers}
     return {
         "schema": 1, "name": search.name, "command": plan["command"], "trait": plan["trait"], "settings": plan["settings"],
-        "sources": search.sources, "result": result.to_json(), "prompt_ids": [id_text(prompt_id) for prompt_id in ids],
-        "answers": search.state["answers"],
+        "title": plan["title"], "unit": plan["unit"], "kind": plan["kind"], "sources": search.sources, "result": result.to_json(),
+        "prompt_ids": [id_text(prompt_id) for prompt_id in ids], "answers": search.state["answers"],
+        "pair": {name: search.level(verdicts, name) for name in PAIR}, "tried": tried(answers, levels),
+        "singles": singles(len(search.sources), settings),
+        "to_do": to_do(search.name, result, answers, Search(search.sources, settings), file),
     }  # fmt: skip
-
-
-def singly(result: Mapping[str, Any]) -> int:
-    """Return the trainings of testing every source by itself (in, out, drop) with as many seeds as the first look at a set."""
-    return len(TREATMENTS) * len(result["sources"]) * int(result["settings"]["search"]["looks"][0])
-
-
-def print_found(search: SearchRun, result: Result) -> None:
-    """Print the set, its transfers beside random rows, and what it took."""
-    data = result.to_json()
-    parts = ", ".join(_shown(part) for part in data["parts"]) or "none"
-    console.print(escape(f"{search.plan['title']}: {data['meaning']} ({data['state']}). Set: {parts}; {result.rows} of "
-                         f"{sum(search.sources.values())} rows."))  # fmt: skip
-    for name, answer in data["confirmed"].items():
-        low, high = ("-" if answer[key] is None else f"{answer[key]:.2f}" for key in ("low", "high"))
-        value = "-" if answer["value"] is None else f"{answer['value']:.2f}"
-        console.print(escape(f"  {name:<12} transfer {value} [{low}, {high}] {answer['call']}, {len(answer['seeds'])} seeds"))
-    single = singly(result_data(search, result))
-    console.print(escape(f"{result.trainings} trainings, {result.tests} tests; testing every source by itself takes {single}. "
-                         f"{data['note']}".strip()))  # fmt: skip
-    console.print(escape(f"All answers: {(search.folder / 'search.json').resolve()}"))
-
-
-def _shown(part: Mapping[str, Any]) -> str:
-    cuts = "".join(f", ranks {start} to {stop} by {order}" for order, start, stop in part["cuts"])
-    return f"{part['source']}{cuts}"

@@ -18,7 +18,7 @@ from launch.look import KIND_ORDER, UNKNOWN, Look, needs
 from launch.states import STATES, TO_REPEAT, StepState
 from launch.sweep import cell_name, cell_steps, command
 from sftdiff.records import read_done
-from sftdiff.words import counted
+from sftdiff.words import counted, time_text
 
 SHOWN_CELLS, SHOWN_ERRORS = 40, 20
 ERROR_LENGTH = 300  # characters of an error in the view of a sweep; the view of a cell has all
@@ -190,7 +190,7 @@ def time_left(look: Look) -> str:
     unmeasured = {look.sweep.steps[step].kind for step in rest} - {*means, "report"}
     if unmeasured or seconds <= 0:
         return ""
-    return f"Time left:        about {_duration(seconds)} if {running:,} run at a time, without waiting for nodes"
+    return f"Time left:        about {time_text(seconds)} if {running:,} run at a time, without waiting for nodes"
 
 
 def _mean_seconds(look: Look) -> dict[str, float]:
@@ -201,12 +201,6 @@ def _mean_seconds(look: Look) -> dict[str, float]:
             of_kind.append(look.sweep.directory(step_id))
     seconds = {k: [float(d["seconds"]) for p in v if (d := read_done(p)) and "seconds" in d] for k, v in chosen.items()}
     return {kind: sum(values) / len(values) for kind, values in seconds.items() if values}
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def steps_view(look: Look, steps: Sequence[str], title: str) -> RenderableType:
@@ -222,7 +216,7 @@ def _step_lines(look: Look, step: str) -> Iterator[Text]:
     logs, done = attempts(directory), read_done(directory)
     facts = [f"job {found.job}"] if found.job else []
     facts += [counted(len(logs), "attempt")] if logs else []
-    facts += [_duration(float(done["seconds"]))] if done and "seconds" in done else []
+    facts += [time_text(float(done["seconds"]))] if done and "seconds" in done else []
     yield Text.assemble((f"{found.state:<8}", COLOURS[found.state]), (step, "bold"), *(f"  {fact}" for fact in facts))
     for line in clean(found.note).splitlines():
         yield Text(f"        {line}")

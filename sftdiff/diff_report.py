@@ -1,7 +1,7 @@
 """What a diff found, as diff.json, as a page and on the terminal. The page is self-contained; every text in it is escaped."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from sftdiff.decisions import Decisions, Entry, load_decisions
+from sftdiff.diff_curve import curve_plot_of
+from sftdiff.diff_next import cost_text, to_do
+from sftdiff.diff_subset import print_subset, subset_data, swap_against_drop
 from sftdiff.diffing import Verdicts, levels, looks_so_far, schedule_of, training_seconds
 from sftdiff.hypotheses import next_arms, verdict
 from sftdiff.published import lay_beside, load_published
@@ -17,7 +20,7 @@ from sftdiff.records import write_json
 from sftdiff.report_html import clean, decimal_text, page_environment
 from sftdiff.report_plots import View, make_axis, make_mark, number
 from sftdiff.rounds import DIFFERENCE, OPEN, PAIR, saved, spent
-from sftdiff.words import level_text
+from sftdiff.words import difference_text, level_text, time_text
 
 SIGNS = {"remains": "●", "gone": "○", "partial": "◐", OPEN: "?", "supported": "✓", "contradicted": "✗", "open": "?"}
 EDGE = (-0.5, 1.5)  # of the transfer axis
@@ -47,6 +50,7 @@ def build_result(
         for arm, by_seed in verdicts[trait].items():
             trained.setdefault(arm, set()).update(by_seed)
     counts = {arm: len(trained.get(arm, ())) for arm in plan["arms"]}
+    traits = {t: _trait(plan, t, state["looks"].get(t, {}), verdicts[t], seconds) for t in plan["traits"]}
     result = {
         "schema": 1,
         "name": name,
@@ -60,9 +64,9 @@ def build_result(
         "trainings": sum(counts.values()),
         "saved": saved(counts, schedule_of(settings)),
         "seconds_a_training": seconds,
-        "traits": {
-            trait: _trait(plan, trait, state["looks"].get(trait, {}), verdicts[trait], seconds) for trait in plan["traits"]
-        },
+        "curve": plan.get("curve", {}),
+        "traits": traits,
+        "to_do": to_do(name, state["looks"], counts, schedule_of(settings), traits, seconds, settings["only"]),
     }
     if settings.get("published"):
         result["published"] = _published(plan, result, verdicts)
@@ -99,22 +103,22 @@ def _trait(
 ) -> dict[str, Any]:
     trait, settings = plan["traits"][name], plan["settings"]
     taken = looks.get(DIFFERENCE) or [None]
-    arms = {
-        arm: own[-1] | {"looks": len(own), "spent": spent(own)} for arm, own in looks.items() if arm != DIFFERENCE and own
-    }
-    found: dict[str, Any] = {key: trait[key] for key in ("title", "unit", "kind", "smallest_effect")}
+    arms = {arm: own[-1] | {"looks": len(own), "spent": spent(own)} for arm, own in looks.items() if arm != DIFFERENCE and own}
+    found: dict[str, Any] = {key: trait[key] for key in ("title", "unit", "kind", "smallest_effect")} | {"name": name}
     found |= {"difference": taken[-1], "looks_at_difference": len(looks.get(DIFFERENCE, []))}
     found |= {"levels": levels(verdicts, trait, plan["resamples"]), "arms": arms}
+    found["subset"] = subset_data(verdicts, trait)
     decisions = load_decisions(settings["decisions"])
     calls = {arm: own["call"] for arm, own in arms.items()}
     made = {arm: call for arm, call in calls.items() if arm not in PAIR}
     found["verdict"] = verdict_data(decisions, made)
     open_arms = [arm for arm in plan["arms"] if arm not in PAIR and calls.get(arm, OPEN) == OPEN]
     costs = {arm: _trainings_to_next_look(arms.get(arm), settings["seeds"]) for arm in open_arms}
-    missing = {arm: float(settings["seeds"][0]) for arm in plan["left_out"]}
+    needs = {**plan["left_out"], **plan.get("not_asked", {})}
+    missing = {arm: float(settings["seeds"][0]) for arm in needs}
     found["next"] = [
         {"arm": s.arm, "bits": s.bits, "trainings": int(s.cost), "seconds": None if seconds is None else seconds * s.cost,
-         "needs": plan["left_out"].get(s.arm)}
+         "needs": needs.get(s.arm)}
         for s in next_arms(decisions, calls, costs | missing)[:SHOWN_NEXT]
     ]  # fmt: skip
     return found | {"says": _says(found)}
@@ -170,25 +174,40 @@ def _says(found: Mapping[str, Any]) -> str:
 def render(result: Mapping[str, Any]) -> str:
     """Return the page of a result."""
     environment, result = page_environment(), clean(result)
-    environment.filters.update(level=level_text, interval=_interval_text, numbers=numbers_text, names=_names)
-    plots = {trait: _plot(result, own) for trait, own in result["traits"].items()}
-    return environment.get_template("diff.html.j2").render(r=result, plots=plots, signs=SIGNS)
+    environment.filters.update(
+        level=level_text,
+        interval=interval_text,
+        gap=difference_text,
+        time=time_text,
+        drop=swap_against_drop,
+        numbers=numbers_text,
+        names=_names,
+    )
+    traits = result["traits"]
+    plots = {trait: _plot(result, own) for trait, own in traits.items()}
+    curves = {trait: curve_plot_of(result, trait) for trait in traits}
+    return environment.get_template("diff.html.j2").render(r=result, plots=plots, curves=curves, signs=SIGNS)
 
 
 def _plot(result: Mapping[str, Any], trait: Mapping[str, Any]) -> View:
     """Return the transfers of a trait's arms on one axis, 0 the alternative and 1 the original."""
+    rows = [(arm, result["arms"][arm]["title"], own) for arm, own in trait["arms"].items()]
+    return transfer_plot(rows, result["settings"])
+
+
+def transfer_plot(rows: Iterable[tuple[str, str, Mapping[str, Any]]], bounds: Mapping[str, Any]) -> View:
+    """Return transfers on one axis: rows of (arm, its title, a look), and the settings with `gone` and `remains`."""
     axis = make_axis(*EDGE, lambda value: f"{value:g}")
-    rows = []
-    for arm, own in trait["arms"].items():
-        shown = {key: number(own.get(key)) for key in ("value", "low", "high")}
+    shown = []
+    for arm, title, own in rows:
+        ends = {key: number(own.get(key)) for key in ("value", "low", "high")}
         for key, edge in zip(("low", "high"), EDGE, strict=True):  # a limit that there is not lies beyond the axis
-            shown[key] = edge if shown[key] is None else shown[key]
-        rows.append({"arm": arm, "title": result["arms"][arm]["title"], "mark": make_mark(shown, axis), "look": own})
-    settings = result["settings"]
-    return {"axis": axis, "rows": rows, "gone": axis.at(settings["gone"]), "remains": axis.at(settings["remains"])}
+            ends[key] = edge if ends[key] is None else ends[key]
+        shown.append({"arm": arm, "title": title, "mark": make_mark(ends, axis), "look": own})
+    return {"axis": axis, "rows": shown, "gone": axis.at(bounds["gone"]), "remains": axis.at(bounds["remains"])}
 
 
-def _interval_text(look: Mapping[str, Any]) -> str:
+def interval_text(look: Mapping[str, Any]) -> str:
     """Return a transfer with its limits; a limit that there is not is written as no end."""
     if number(look.get("value")) is None:
         return "–"
@@ -204,15 +223,18 @@ def print_result(console: Console, result: Mapping[str, Any]) -> None:
             table.add_column(heading, overflow="fold")
         for arm, own in result["arms"].items():
             look = trait["arms"].get(arm)
-            call = look["call"] if look else "-"
+            call = call_text(look) if look else "-"
             level = escape(level_text(trait["levels"].get(arm), trait["kind"]))
-            table.add_row(escape(arm), str(own["seeds"]), level, escape(_interval_text(look)) if look else "-", call)
+            table.add_row(escape(arm), str(own["seeds"]), level, escape(interval_text(look)) if look else "-", escape(call))
         console.print(table)
-        _print_verdict(console, trait)
+        print_subset(console, trait)
+        _print_verdict(console, trait, result["seconds_a_training"])
     if "published" in result:
         _print_published(console, result)
     count, kept = result["trainings"], result["saved"]
     console.print(f"{count} trainings; {kept} fewer than {result['settings']['seeds'][-1]} seeds of every arm would have taken.")
+    for line in result["to_do"]:
+        console.print(escape(f"Next: {line}"))
 
 
 def numbers_text(own: Mapping[str, Any], kind: str) -> str:
@@ -223,7 +245,7 @@ def numbers_text(own: Mapping[str, Any], kind: str) -> str:
     if number(own["value"]) is None:
         return f"{call}: {own['note']}"
     if own["against"] is None or kind != "share":
-        return f"{_interval_text(own)}, {call}"
+        return f"{interval_text(own)}, {call}"
     value, low, high = (100 * own[key] for key in ("value", "low", "high"))
     return f"{value:+.0f} points [{low:+.0f}, {high:+.0f}], {call}".replace("-", "−")
 
@@ -249,7 +271,12 @@ def _names(condition: Mapping[str, Any]) -> str:
     return f"{arm} minus {base}" if base else str(arm)
 
 
-def _print_verdict(console: Console, trait: Mapping[str, Any]) -> None:
+def call_text(look: Mapping[str, Any]) -> str:
+    """Return the call of a look; where it is unresolved, what its limits rest on as well."""
+    return f"{look['call']}: {look['note']}" if look["call"] == OPEN and look["note"] else str(look["call"])
+
+
+def _print_verdict(console: Console, trait: Mapping[str, Any], seconds: float | None) -> None:
     difference = trait["difference"]
     if difference and difference["call"] == "higher":
         table = Table(title="Hypotheses", title_justify="left")
@@ -262,6 +289,6 @@ def _print_verdict(console: Console, trait: Mapping[str, Any]) -> None:
         console.print(table)
         for s in trait["next"][:1]:
             needs = f" (needs {s['needs']})" if s["needs"] else ""
-            cost = f"{s['bits']:.2f} bits for {s['trainings']} trainings"
+            cost = f"{s['bits']:.2f} bits for {cost_text(s['trainings'], seconds)}"
             console.print(escape(f"What would tell most next: {s['arm']}{needs}, {cost}."))
     console.print(f"[bold]{escape(trait['says'])}[/]")

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup, escape
 
 from sftdiff import report_plots as plots
 from sftdiff.report_details import detail_rows, falls, tests_view
@@ -42,7 +43,7 @@ def page_environment() -> Environment:
         loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
-    environment.filters.update(count=count_text, decimal=decimal_text, share=share_text)
+    environment.filters.update(count=count_text, decimal=decimal_text, share=share_text, code=code_text)
     return environment
 
 
@@ -98,6 +99,12 @@ def share_text(value: object) -> str:
     """A share as per cent with one digit, or a dash."""
     found = number(value)
     return "–" if found is None else f"{100 * found:.1f} %".replace("-", "−")
+
+
+def code_text(text: str) -> Markup:
+    """Return text for a page, escaped, with what stands between backticks as code."""
+    parts = [escape(part) for part in text.split("`")]
+    return Markup("").join(Markup("<code>{}</code>").format(part) if n % 2 else part for n, part in enumerate(parts))
 
 
 # ---- what was compared

@@ -23,3 +23,19 @@ def level_text(level: Mapping[str, Any] | None, kind: str) -> str:
     scale, digits, unit = (100, 0, " %") if kind == "share" else (1, 2, "")
     numbers = [f"{level[k] * scale:.{digits}f}" for k in ("value", "low", "high")]
     return f"{numbers[0]}{unit} [{numbers[1]}, {numbers[2]}]"
+
+
+def difference_text(gap: Mapping[str, Any] | None, kind: str) -> str:
+    """Return a difference of levels with its interval, those of shares in points; a dash where there is none."""
+    if gap is None:
+        return "–"
+    scale, digits, unit = (100, 0, " points") if kind == "share" else (1, 2, "")
+    value, low, high = (f"{gap[k] * scale + 0.0:+.{digits}f}".replace("-", "−") for k in ("value", "low", "high"))
+    return f"{value}{unit} [{low}, {high}]"
+
+
+def time_text(seconds: float) -> str:
+    """Return a time in the unit that suits it: `40 s`, `12 min`, `3.5 h`."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
