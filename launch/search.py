@@ -1,11 +1,12 @@
 """`python -m sftdiff.diff search`: the rounds of a search for the smallest prompt subset behind a trait, on either executor.
 
 sftdiff.search says what to train next; here its tests become cells whose prompt subset is a file of prompt_ids. All is in
-runs/diffs/NAME/: plan.json, cells.jsonl (the original and the alternative pipeline by seed), sets/ (the prompt_ids of each set),
-state.json (the answers: the whole state of the search) and the result, search.json.
+runs/diffs/NAME/: plan.json, cells.jsonl (the original and the alternative pipeline by seed), state.json (the answers: the whole
+state of the search) and the result, search.json and search.html. The prompt_ids of sets are in runs/sets/.
 """
 
 import math
+import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -59,6 +60,7 @@ class SearchRun:
     state: dict[str, Any]
     prompts: PromptIndex
     orders: dict[str, np.ndarray[Any, Any]] = field(default_factory=dict)  # scores of the locators, one a prompt
+    files: dict[Test, str] = field(default_factory=dict)  # with the prompt_ids of sets
 
     @property
     def folder(self) -> Path:
@@ -109,12 +111,17 @@ class SearchRun:
         return made
 
     def file_of(self, test: Test) -> str:
-        """Write the prompt_ids of a test's set, once, and return the file."""
-        path = self.folder / "sets" / f"{digest(canonical({**test.to_json(), 'treatment': ''}), 12)}.txt"
-        if not path.is_file():
+        """Write the prompt_ids of a test's set, once, and return the file: of all searches, so that none trains it again."""
+        if test not in self.files:
+            text = "".join(f"{id_text(prompt_id)}\n" for prompt_id in self.ids_of(test))
+            path = self.runs / "sets" / f"{digest(text, 12)}.txt"
             path.parent.mkdir(exist_ok=True)
-            path.write_text("".join(f"{id_text(prompt_id)}\n" for prompt_id in self.ids_of(test)))
-        return str(path)
+            if not path.is_file():
+                temporary = path.with_name(f".{path.name}.{os.getpid()}")
+                temporary.write_text(text)
+                os.replace(temporary, path)
+            self.files[test] = str(path)
+        return self.files[test]
 
     def level(self, verdicts: Verdicts, arm: str, seeds: Iterable[int] | None = None) -> float | None:
         """Return the mean level of an arm over some of its seeds, or over all; None where no verdict is there."""

@@ -41,12 +41,12 @@ def failure(runs: Path, name: str, found: Mapping[str, Any], since: float = 0.0)
             directory = sweep.directory(step)
             path = directory / "FAILED"
             if path.exists() and path.stat().st_mtime >= since - FILE_CLOCK_SECONDS and state(directory) != "done":
-                error, retry = str(read_json(path)["error"]).rstrip("."), ""
+                error, mend = str(read_json(path)["error"]).rstrip("."), "Mend that and run the same command again: it runs"
                 if sweep.launcher:
-                    retry = f"`python -m launch.status retry {name}`, or "
+                    mend = f"Mend that; `python -m launch.status retry {name}` or the same command runs"
                 return (
-                    f"{cell_name(cell)} has no verdict, since its step {step} failed: {error}. {_kept(found)} Mend that; "
-                    f"{retry}the same command{' alone,' if retry else ''} runs what failed again, and the same command goes on"
+                    f"{cell_name(cell)} has no verdict, since its step {step} failed: {error}. {_kept(found)} "
+                    f"{mend} what failed once more, and the same command goes on"
                 )
     return None
 

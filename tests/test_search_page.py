@@ -144,6 +144,15 @@ def test_a_failed_step_is_named_with_its_arm(tmp_path: Path, tiny_student: Path)
     assert read_json(search.folder / "search.json")["result"]["state"] == "found"
 
 
+def test_another_search_trains_no_set_again(tmp_path: Path, tiny_student: Path) -> None:
+    trained = list[set[str]]()
+    for name in ("one", "two"):
+        search = opened(tmp_path, tiny_student, f"sweep={name}")
+        go_on(search, simulated(search), 0)
+        trained.append({cell["steps"]["train"] for cell in search.state["cells"]})
+    assert trained[0] == trained[1] and len(trained[0]) > 20
+
+
 def test_an_old_failure_is_not_told_when_a_call_is_stopped(tmp_path: Path, tiny_student: Path) -> None:
     search = opened(tmp_path, tiny_student, "sweep=stop")
     go_on(search, lambda plan: simulated(search)(plan) if not search.state["answers"] else None, 0)
