@@ -1,9 +1,9 @@
 """`python -m sftdiff.diff tda`: what rankings of the original's rows are worth, in two rounds, on either executor.
 
-The first round trains original and alternative and scores the rows; the second scores them with filters that look into what was
-trained (attribution), and trains the arms: the first rows of each ranking swapped and dropped, beside random ones and, where one
-is named, a subset. All is in runs/diffs/NAME/: plan.json, cells.jsonl (both pipelines by seed), state.json, and what came out,
-tda.json and tda.html.
+The first round trains original and alternative; the second scores the rows and trains the arms: the first rows of each ranking
+swapped and dropped, beside random ones and, where one is named, a subset. Filters that look into models get the trained ones, and
+those that look for examples what the trained original said with the trait. All is in runs/diffs/NAME/: plan.json, cells.jsonl
+(both pipelines by seed), state.json, examples.jsonl, and what came out, tda.json and tda.html.
 """
 
 from collections.abc import Mapping, Sequence
@@ -30,7 +30,7 @@ from sftdiff.prompts import load_index
 from sftdiff.rankings import RANDOM, SUBSET, Arm, arms, rows_of
 from sftdiff.records import read_done, read_json, write_json
 from sftdiff.rounds import PAIR
-from sftdiff.tda_report import check_difference, print_table, write_result
+from sftdiff.tda_report import check_difference, print_table, write_examples, write_result
 
 Cells = list[tuple[dict[str, str], dict[str, Any]]]
 
@@ -50,8 +50,8 @@ class Tda:
         return folder_of(self.runs, self.name)
 
     def plan_round(self, with_arms: bool, zero_stage: int) -> Plan:
-        """Return the plan of a round, with the scores of every ranking that can be made in it, and note its cells."""
-        locators = self._locators(with_arms)
+        """Return the plan of a round, with the scores of every ranking in the second, and note its cells."""
+        locators = self._locators() if with_arms else {}
         cells: Cells = [({"arm": arm}, config) for arm in PAIR for config in self.pair[arm]]
         if with_arms:
             cells += self._arms(locators)
@@ -66,14 +66,14 @@ class Tda:
         write_json(self.folder / "state.json", self.state)
         return plan
 
-    def _locators(self, with_arms: bool) -> dict[str, dict[str, Any]]:
-        """Return the filters that can score in a round; models of the pair are the first seed's, which the first round trains."""
+    def _locators(self) -> dict[str, dict[str, Any]]:
+        """Return the filters with what the first round made: models (those of the first seed), and examples."""
         trained = {cell["arm"]: cell["steps"]["train"] for cell in reversed(self.state["cells"])}
         found = dict[str, dict[str, Any]]()
         for name, own in self.plan["locators"].items():
-            models = self.plan["trained"][name]
-            if with_arms or not models:
-                found[name] = own | {key: trained[arm] for key, arm in models.items()}
+            models = {key: trained[arm] for key, arm in own["trained"].items()}
+            examples = {"examples": str(self.folder / "examples.jsonl")} if own["own_examples"] else {}
+            found[name] = own["filter"] | models | {"params": own["filter"]["params"] | examples}
         return found
 
     def _arms(self, locators: Mapping[str, Mapping[str, Any]]) -> Cells:
@@ -130,7 +130,9 @@ def go_on(tda: Tda, execute: Execute, zero_stage: int) -> None:
             execute(plan)
         if not tda.is_whole():
             return
-        check_difference(tda.plan, tda.state, tda.runs)
+        if not with_arms:
+            check_difference(tda.plan, tda.state, tda.runs)
+            write_examples(tda.folder, tda.plan, tda.state, tda.runs)
     result = write_result(tda.folder, tda.plan, tda.state, tda.arms(), tda.runs)
     print_table(console, result)
     console.print(f"Page: {escape(str((tda.folder / 'tda.html').resolve()))}")
@@ -153,6 +155,7 @@ def open_tda(arguments: Sequence[str], master: DictConfig, loader: ConfigLoader)
         raise SftdiffError(f"rankings are compared for one trait; here are {', '.join(known) or 'none'}: choose trait_eval=NAME")
     [(trait, settings)] = known.items()
     own = _checked(config["diff"]["tda"])
+    subset = _given_subset(command, own["subset"])
     pair = Configs()
     for name in PAIR:
         made = command.seeded(name, own["seeds"])
@@ -161,13 +164,11 @@ def open_tda(arguments: Sequence[str], master: DictConfig, loader: ConfigLoader)
         pair[name] = made
     names = dict.fromkeys([*own["rankers"], *own["beside"]])
     locators = {name: _locator(name, own["settings"].get(name) or {}, trait, command) for name in names}
-    trained = {name: _trained(found, own["settings"].get(name) or {}) for name, found in locators.items()}
     plan = {
         "tda": True, "command": shown_command(), "first_seed": config["seed"], "settings": own, "trait": trait,
         **{key: settings[key] for key in ("kind", "title", "unit", "smallest_effect")},
         "bounds": {key: config["diff"][key] for key in ("gone", "remains")},
-        "locators": locators, "trained": trained,
-        "subset": _given_subset(command, own["subset"]), "truth": _truth(config["diff"]["given"]),
+        "locators": locators, "subset": subset, "truth": _truth(config["diff"]["given"]),
     }  # fmt: skip
     return _opened(Path(config["runs"]), config["sweep"], plan, pair)
 
@@ -181,16 +182,14 @@ def _checked(own: Mapping[str, Any]) -> dict[str, Any]:
         raise SftdiffError(f"diff.tda.rankers: {', '.join(reserved)} is trained in any case and ranks nothing")
     settings = own["settings"] or {}
     if not isinstance(settings, Mapping) or not all(isinstance(each, Mapping) for each in settings.values()):
-        raise SftdiffError(
-            "diff.tda.settings: write 'diff.tda.settings={RANKER:{KEY:VALUE}}', as {bm25:{params.examples:FILE}}"
-        )
+        raise SftdiffError("diff.tda.settings: write 'diff.tda.settings={RANKER:{KEY:VALUE}}', as {bm25:{params.examples:FILE}}")
     if unknown := set(settings) - {*own["rankers"], *own["beside"]}:
         raise SftdiffError(f"diff.tda.settings: {', '.join(sorted(unknown))} is not among the rankers")
     return {**own, "settings": dict(settings)}
 
 
 def _locator(name: str, settings: Mapping[str, Any], trait: str, command: Command) -> dict[str, Any]:
-    """Compose a filter, which looks for the trait at hand if nothing else is set."""
+    """Compose a filter, and note what of it the first round makes, as nobody set it: models (name -> arm), and its examples."""
     chosen = [f"filter@prompt_subset.locator={name}", "prompt_subset.top=1", "prompt_subset.treatment=swap"]
     chosen += [f"prompt_subset.locator.{key}={hydra_text(value)}" for key, value in settings.items()]
     [composed] = command.arm("original", "prompt_subset=locator", *chosen, f"seed={command.config['seed']}") or []
@@ -199,14 +198,11 @@ def _locator(name: str, settings: Mapping[str, Any], trait: str, command: Comman
         raise SftdiffError(f"diff.tda.rankers: filter {name} gives no score of its own to a row")
     if "traits" in found["params"] and "params.traits" not in settings:
         found = {**found, "params": {**found["params"], "traits": [trait]}}
-    return found
-
-
-def _trained(locator: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, str]:
-    """Return which arm's training each model is that a filter needs and nobody set: a reference is without the trait."""
-    function, _, _ = load_filter(locator["_target_"])
+    function, _, _ = load_filter(found["_target_"])
     needed = [key for key in getattr(function, MODELS, ()) if key not in settings]
-    return {key: "alternative" if key == "reference" else "original" for key in needed}
+    trained = {key: "alternative" if key == "reference" else "original" for key in needed}  # a reference is without the trait
+    own_examples = "examples" in found["params"] and "params.examples" not in settings
+    return {"filter": found, "trained": trained, "own_examples": own_examples}
 
 
 def _given_subset(command: Command, search: str | None) -> dict[str, Any] | None:

@@ -1,9 +1,11 @@
 """What a comparison of rankings found, as tda.json, as a page and on the terminal. The page is self-contained and escaped."""
 
+import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -27,7 +29,10 @@ from sftdiff.scores import load_scores
 from sftdiff.stats import ALPHA, difference
 from sftdiff.subsets import read_ids
 from sftdiff.transfer import RESAMPLES, Bounds
+from sftdiff.verdicts import ok_rows
+from sftdiff.words import counted
 
+MOST_EXAMPLES = 50
 NAMES = {RANDOM: "random rows", SUBSET: "the subset"}
 
 
@@ -40,6 +45,16 @@ def check_difference(plan: Mapping[str, Any], state: Mapping[str, Any], runs: Pa
                            "there is nothing that rows could explain; see `python -m sftdiff.diff`")  # fmt: skip
 
 
+def write_examples(folder: Path, plan: Mapping[str, Any], state: Mapping[str, Any], runs: Path) -> None:
+    """Write examples.jsonl, as filters read it: what the first seed's original said with more of the trait than is usual."""
+    verdicts, first = read_verdicts(runs, state["cells"], plan["trait"]), plan["first_seed"]
+    usual = fmean(row["value"] for rows in verdicts["alternative"].values() for row in ok_rows(rows))
+    rows = sorted(ok_rows(verdicts["original"][first]), key=lambda row: -row["value"])
+    texts = dict.fromkeys(row["reply"] for row in rows if row["value"] > usual and row["reply"].strip())
+    lines = (json.dumps({"trait": plan["trait"], "text": text}) + "\n" for text in list(texts)[:MOST_EXAMPLES])
+    (folder / "examples.jsonl").write_text("".join(lines))
+
+
 def _seeds(plan: Mapping[str, Any]) -> range:
     return range(plan["first_seed"], plan["first_seed"] + plan["settings"]["seeds"])
 
@@ -50,10 +65,10 @@ def _gap(plan: Mapping[str, Any], verdicts: Verdicts) -> dict[str, Any] | None:
 
 def _difference(plan: Mapping[str, Any], verdicts: Verdicts, arm: str, baseline: str) -> dict[str, Any] | None:
     """Return the mean of an arm minus that of another with its 95 % interval; None where no verdict counts."""
-    sides = sides_of(verdicts, (arm, baseline), _seeds(plan))
-    if not all(map(usable, sides)):
+    treated, base = sides_of(verdicts, (arm, baseline), _seeds(plan))
+    if not usable(treated) or not usable(base):
         return None
-    found = difference(*sides, plan["kind"], SCALES[plan["kind"]], RESAMPLES, 0)
+    found = difference(treated, base, plan["kind"], SCALES[plan["kind"]], RESAMPLES, 0)
     return {key: number(value) if key != "method" else value for key, value in asdict(found).items() if key != "scope"}
 
 
@@ -135,10 +150,11 @@ def _transfer(look: Mapping[str, Any]) -> str:
 
 def said(result: Mapping[str, Any]) -> list[str]:
     """Return in sentences how much there is to explain, how right each ranking is, and how alike they are."""
-    made = [f"The original shows {_interval(result['gap'], result['kind'])} more of the trait than the alternative."]
+    unit = "points" if result["kind"] == "share" else result["unit"]
+    made = [f"Original minus alternative: {_interval(result['gap'], result['kind'])} {unit}."]
     for name, own in result["rankings"].items():
         area = "" if own["auroc"] is None else f", AUROC {decimal_text(own['auroc'])}"
-        made.append(f"{name}: {own['scored']:,} rows with a score, {own['distinct']:,} different scores{area}.")
+        made.append(f"{name}: {counted(own['scored'], 'row')} with a score, {counted(own['distinct'], 'different score')}{area}.")
     for pair in result["correlations"]:
         rho, tau = (decimal_text(pair[key]) for key in ("spearman", "kendall"))
         made.append(f"{' and '.join(pair['rankings'])}: Spearman {rho}, Kendall {tau}.")
