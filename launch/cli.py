@@ -149,6 +149,11 @@ def run_search(config: DictConfig) -> None:
     run_diff(config)
 
 
+def run_tda(config: DictConfig) -> None:
+    """Stand for a comparison of rankings, as `run_diff` does for a diff."""
+    run_diff(config)
+
+
 def run_organisms(arguments: list[str]) -> int:
     """Run the diffs of planted organisms, each as a command of its own; return the exit status."""
     return int(import_module("launch.organisms").run_organisms(arguments))
@@ -163,7 +168,7 @@ PARTS = {
 
 
 # What plans its own cells, in rounds.
-ROUNDS = {"run_diff": "launch.diff:run_diff", "run_search": "launch.search:run_search"}
+ROUNDS = {"run_diff": "launch.diff:run_diff", "run_search": "launch.search:run_search", "run_tda": "launch.tda:run_tda"}
 
 
 def rounds_of(task: str) -> Any:

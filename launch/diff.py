@@ -7,6 +7,7 @@ diff.html. All rounds are one sweep of the same name, which grows.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -260,11 +261,11 @@ def next_on_slurm(sweep: Sweep) -> None:
     def execute(plan: Plan) -> None:
         submit_next(plan, sweep.launcher)
 
-    if "search" in read_json(folder_of(sweep.runs, sweep.name) / "plan.json"):
-        from launch.search import next_on_slurm as next_of_search
-
-        next_of_search(sweep, execute, ZERO_STAGE)
-        return
+    plan = read_json(folder_of(sweep.runs, sweep.name) / "plan.json")
+    for kind in ("search", "tda"):
+        if kind in plan:
+            import_module(f"launch.{kind}").next_on_slurm(sweep, execute, ZERO_STAGE)
+            return
     diff = load_diff(sweep.runs, sweep.name)
     with locked(diff.folder):
         rounds = diff.state["rounds"]

@@ -327,6 +327,18 @@ class SearchConfig:
 
 
 @dataclass
+class TdaConfig:
+    """`python -m sftdiff.diff tda`: what rankings of the original's rows are worth, by swapping and dropping their first rows."""
+
+    rankers: list[str] = field(default_factory=lambda: ["bm25"])  # filters that score rows
+    beside: list[str] = field(default_factory=lambda: ["keyword"])  # filters whose ranking is compared, and not trained on
+    shares: list[float] = field(default_factory=lambda: [0.01, 0.05, 0.1, 0.25])  # of all prompts
+    seeds: int = 3  # training seeds of each arm, the first ones of `seed`
+    subset: Optional[str] = None  # a search of this run directory, by name: the set that it found is treated beside
+    settings: Any = None  # of these filters: {bm25: {params.examples: FILE}}
+
+
+@dataclass
 class DiffConfig:
     """`python -m sftdiff.diff`: which arms, how many training seeds, and how their transfer is called."""
 
@@ -342,6 +354,7 @@ class DiffConfig:
     decisions: str = "embedded://decisions.yaml"  # what each arm's call says of each hypothesis
     published: Optional[str] = None  # a file of published findings to lay the arms beside, with what there is of them so far
     search: SearchConfig = field(default_factory=SearchConfig)
+    tda: TdaConfig = field(default_factory=TdaConfig)
 
 
 @dataclass

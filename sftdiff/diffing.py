@@ -117,7 +117,7 @@ def _look(
         return _difference(verdicts, trait, seeds, alpha)
     if pair is None or pair["call"] != "higher":
         return {"call": OPEN, "note": "original and alternative are not seen to differ"}
-    return _arm(name, verdicts, trait, seeds, alpha, Bounds(settings["gone"], settings["remains"]))
+    return arm_look(name, verdicts, trait, seeds, alpha, Bounds(settings["gone"], settings["remains"]))
 
 
 def schedule_of(settings: Mapping[str, Any]) -> Schedule:
@@ -137,7 +137,7 @@ def sides_of(verdicts: Verdicts, arms: Sequence[str], seeds: Iterable[int]) -> l
 
 def _difference(verdicts: Verdicts, trait: Mapping[str, Any], seeds: Sequence[int], alpha: float) -> Look:
     original, alternative = sides_of(verdicts, PAIR, seeds)
-    if not _usable(original) or not _usable(alternative):
+    if not usable(original) or not usable(alternative):
         return {"call": OPEN, "note": "no verdict that counts"}
     scale = SCALES[trait["kind"]]
     found = stats.difference(original, alternative, trait["kind"], scale, RESAMPLES, 0, alpha=alpha)
@@ -145,11 +145,12 @@ def _difference(verdicts: Verdicts, trait: Mapping[str, Any], seeds: Sequence[in
     return {"call": call} | {key: getattr(found, key) for key in ("value", "low", "high", "p", "method")} | {"note": None}
 
 
-def _arm(
+def arm_look(
     name: str, verdicts: Verdicts, trait: Mapping[str, Any], seeds: Sequence[int], alpha: float, bounds: Bounds
 ) -> Look:
+    """Return the transfer of an arm on training seeds that original and alternative have too, and its call."""
     arm, alternative, original = sides = sides_of(verdicts, (name, "alternative", "original"), seeds)
-    if not all(map(_usable, sides)):
+    if not all(map(usable, sides)):
         return {"call": OPEN, "note": "no verdict that counts"}
     found = transfer(arm, alternative, original, trait["kind"], SCALES[trait["kind"]], alpha)
     look: Look = {key: _number(getattr(found, key)) for key in ("value", "low", "high")}
@@ -166,7 +167,8 @@ def too_much_cut(by_seed: Mapping[int, list[Row]], seeds: Iterable[int]) -> str 
     return f"{cut:.0%} of its replies were cut at the token limit: not interpreted" if cut > MAX_CUT_SHARE else None
 
 
-def _usable(matrix: NDArray[np.float64]) -> bool:
+def usable(matrix: NDArray[np.float64]) -> bool:
+    """Tell whether any verdict of a side counts."""
     return not np.isnan(matrix).all()
 
 
@@ -184,7 +186,7 @@ def levels(verdicts: Verdicts, trait: Mapping[str, Any], resamples: int) -> dict
             scenarios = sorted({row["scenario"] for row in rows})
             matrix = score_matrix(by_seed, scenarios)
             level = stats.level(matrix, trait["kind"], SCALES[trait["kind"]], resamples, 0)
-            seeds = {str(s): _number(np.nanmean(m)) for s, m in zip(sorted(by_seed), matrix, strict=True) if _usable(m)}
+            seeds = {str(s): _number(np.nanmean(m)) for s, m in zip(sorted(by_seed), matrix, strict=True) if usable(m)}
             found[arm] = asdict(level) | {"per_seed": seeds}
     return found
 
