@@ -30,7 +30,6 @@ from sftdiff.stats import ALPHA, difference
 from sftdiff.subsets import read_ids
 from sftdiff.transfer import RESAMPLES, Bounds
 from sftdiff.verdicts import ok_rows
-from sftdiff.words import counted
 
 MOST_EXAMPLES = 50
 NAMES = {RANDOM: "random rows", SUBSET: "the subset"}
@@ -124,7 +123,7 @@ def table_rows(result: Mapping[str, Any]) -> list[View]:
     """Return the table as text: a row for the first rows of each ranking at each share, with both treatments."""
     found: dict[tuple[str, float | None], View] = {}
     for arm in result["arms"]:
-        share = arm["rows"] / result["prompts"]
+        share = arm["share"] or arm["rows"] / result["prompts"]
         row = found.setdefault((arm["ranking"], arm["share"]), {
             "name": NAMES.get(arm["ranking"], arm["ranking"]), "share": f"{100 * share:.3g} %", "rows": f"{arm['rows']:g}",
             "tpr": decimal_text(arm["tpr"]), "precision": decimal_text(arm["precision"]),
@@ -152,12 +151,16 @@ def said(result: Mapping[str, Any]) -> list[str]:
     """Return in sentences how much there is to explain, how right each ranking is, and how alike they are."""
     unit = "points" if result["kind"] == "share" else result["unit"]
     made = [f"Original minus alternative: {_interval(result['gap'], result['kind'])} {unit}."]
-    for name, own in result["rankings"].items():
-        area = "" if own["auroc"] is None else f", AUROC {decimal_text(own['auroc'])}"
-        made.append(f"{name}: {counted(own['scored'], 'row')} with a score, {counted(own['distinct'], 'different score')}{area}.")
-    for pair in result["correlations"]:
-        rho, tau = (decimal_text(pair[key]) for key in ("spearman", "kendall"))
-        made.append(f"{' and '.join(pair['rankings'])}: Spearman {rho}, Kendall {tau}.")
+    constant = [name for name, own in result["rankings"].items() if own["distinct"] < 2]
+    areas = [f"{name} {decimal_text(own['auroc'])}" for name, own in result["rankings"].items() if own["auroc"] is not None]
+    made += [f"AUROC of the rows that are known to carry the trait: {', '.join(areas)}."] if areas else []
+    made += [f"{name} gives every row the same score: it ranks nothing." for name in constant]
+    pairs = [
+        f"{' and '.join(pair['rankings'])} {decimal_text(pair['spearman'])} ({decimal_text(pair['kendall'])})"
+        for pair in result["correlations"]
+        if pair["spearman"] is not None
+    ]
+    made += [f"Rank correlation, Spearman (Kendall): {'; '.join(pairs)}."] if pairs else []
     return made
 
 

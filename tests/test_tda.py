@@ -111,6 +111,7 @@ def test_the_page_escapes_names_and_shows_what_has_no_end_or_no_value() -> None:
     page = render(result())
     assert "<b>m25" not in page and "&lt;b&gt;m25" in page
     assert "1.00 [−∞, 1.50]" in page and "−10.0 [−20.0, 0.0]" in page and "of the 4 rows" in page
+    assert "&lt;b&gt;m25 gives every row the same score" in page
     assert "No truth is given" in render(result(truth=None))
 
 
