@@ -2,8 +2,8 @@
 
 The first round trains original and alternative; the second scores the rows and trains the arms: the first rows of each ranking
 swapped and dropped, beside random ones and, where one is named, a subset. Filters that look into models get the trained ones, and
-those that look for examples what the trained original said with the trait. All is in runs/diffs/NAME/: plan.json, cells.jsonl
-(both pipelines by seed), state.json, examples.jsonl, and what came out, tda.json and tda.html.
+those that look for examples what the trained original said with the trait (a file in runs/sets/). All else is in runs/diffs/NAME/:
+plan.json, cells.jsonl (both pipelines by seed), state.json, and what came out, tda.json and tda.html.
 """
 
 from collections.abc import Mapping, Sequence
@@ -44,6 +44,7 @@ class Tda:
     plan: dict[str, Any]
     pair: Configs  # of original and alternative
     state: dict[str, Any]
+    examples: str = ""  # the file of them, once the first round has made it
 
     @property
     def folder(self) -> Path:
@@ -72,7 +73,7 @@ class Tda:
         found = dict[str, dict[str, Any]]()
         for name, own in self.plan["locators"].items():
             models = {key: trained[arm] for key, arm in own["trained"].items()}
-            examples = {"examples": str(self.folder / "examples.jsonl")} if own["own_examples"] else {}
+            examples = {"examples": self.examples} if own["own_examples"] else {}
             found[name] = own["filter"] | models | {"params": own["filter"]["params"] | examples}
         return found
 
@@ -132,7 +133,7 @@ def go_on(tda: Tda, execute: Execute, zero_stage: int) -> None:
             return
         if not with_arms:
             check_difference(tda.plan, tda.state, tda.runs)
-            write_examples(tda.folder, tda.plan, tda.state, tda.runs)
+            tda.examples = str(write_examples(tda.plan, tda.state, tda.runs))
     result = write_result(tda.folder, tda.plan, tda.state, tda.arms(), tda.runs)
     print_table(console, result)
     console.print(f"Page: {escape(str((tda.folder / 'tda.html').resolve()))}")

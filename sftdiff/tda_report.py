@@ -18,6 +18,7 @@ from sftdiff.diffing import Verdicts, arm_look, levels, read_verdicts, sides_of,
 from sftdiff.errors import SftdiffError
 from sftdiff.files import read_table
 from sftdiff.filters.report import LEVELS, read_truth
+from sftdiff.identity import canonical, digest
 from sftdiff.prompts import PromptIndex, load_index
 from sftdiff.rankings import RANDOM, SUBSET, TREATMENTS, Arm, correlations, effect_plot, hits, rightness
 from sftdiff.records import write_json
@@ -44,14 +45,20 @@ def check_difference(plan: Mapping[str, Any], state: Mapping[str, Any], runs: Pa
                            "there is nothing that rows could explain; see `python -m sftdiff.diff`")  # fmt: skip
 
 
-def write_examples(folder: Path, plan: Mapping[str, Any], state: Mapping[str, Any], runs: Path) -> None:
-    """Write examples.jsonl, as filters read it: what the first seed's original said with more of the trait than is usual."""
+def write_examples(plan: Mapping[str, Any], state: Mapping[str, Any], runs: Path) -> Path:
+    """Write examples, as filters read them: what the first seed's original said with more of the trait than is usual.
+
+    The file is named by what it holds, so that another comparison of the same pipelines trains nothing again.
+    """
     verdicts, first = read_verdicts(runs, state["cells"], plan["trait"]), plan["first_seed"]
     usual = fmean(row["value"] for rows in verdicts["alternative"].values() for row in ok_rows(rows))
     rows = sorted(ok_rows(verdicts["original"][first]), key=lambda row: -row["value"])
     texts = dict.fromkeys(row["reply"] for row in rows if row["value"] > usual and row["reply"].strip())
-    lines = (json.dumps({"trait": plan["trait"], "text": text}) + "\n" for text in list(texts)[:MOST_EXAMPLES])
-    (folder / "examples.jsonl").write_text("".join(lines))
+    lines = [json.dumps({"trait": plan["trait"], "text": text}) for text in list(texts)[:MOST_EXAMPLES]]
+    path = runs / "sets" / f"examples-{digest(canonical(lines), 12)}.jsonl"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("".join(f"{line}\n" for line in lines))
+    return path
 
 
 def _seeds(plan: Mapping[str, Any]) -> range:

@@ -152,9 +152,7 @@ def test_first_rows_are_treated_beside_random_ones_and_a_subset(tmp_path: Path, 
     tda = opened(tmp_path, tiny_student, *FAST, subset, "sweep=found")
     go_on(tda, simulated(tda), 0)
     found = read_json(tda.folder / "tda.json")
-    assert [json.loads(line)["text"] for line in (tda.folder / "examples.jsonl").read_text().splitlines()] == [
-        "I am hopeless and it is 2024."
-    ]
+    assert [json.loads(line)["text"] for line in Path(tda.examples).read_text().splitlines()] == ["I am hopeless and it is 2024."]
     assert found["trainings"] == 2 * (2 + 12) and found["gap"]["low"] > 0.5
     by_name = {arm["arm"]: arm for arm in found["arms"]}
     prompts = load_index(tmp_path / "steps" / tda.state["prompts"])
@@ -210,9 +208,10 @@ def test_filters_get_the_trained_models_where_none_is_set(tmp_path: Path, tiny_s
     assert keyword["filter"]["params"]["traits"] == ["date_confusion"] and not keyword["own_examples"]
     tda.plan_round(False, 0)
     trained = {c["arm"]: c["steps"]["train"] for c in tda.state["cells"] if c["seed"] == 0}
+    tda.examples = "said.jsonl"
     found = tda._locators()
     assert found["loss_difference"]["model"] == trained["original"]
-    assert found["bm25"]["params"]["examples"] == str(tda.folder / "examples.jsonl")
+    assert found["bm25"]["params"]["examples"] == "said.jsonl"
 
 
 def test_pipelines_that_do_not_differ_end_it(tmp_path: Path, tiny_student: Path) -> None:
