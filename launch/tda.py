@@ -2,7 +2,7 @@
 
 The first round trains original and alternative; the second scores the rows and trains the arms: the first rows of each ranking
 swapped and dropped, beside random ones and, where one is named, a subset. Filters that look into models get the trained ones, and
-those that look for examples what the trained original said with the trait (a file in runs/sets/). All else is in runs/diffs/NAME/:
+those that look for examples what the trained original said with the trait (a file in runs/sets/). In runs/diffs/NAME/ are
 plan.json, cells.jsonl (both pipelines by seed), state.json, and what came out, tda.json and tda.html.
 """
 
