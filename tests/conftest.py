@@ -56,6 +56,12 @@ def tiny_student(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def organism_runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run directory whose organisms share their students, which take minutes to raise."""
+    return tmp_path_factory.mktemp("organisms")
+
+
+@pytest.fixture(scope="session")
 def teacher_server(tiny_student: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]:
     """The address of a `transformers serve` that samples from a tiny model, and the folder of that model, which is its name."""
     import json

@@ -1,6 +1,5 @@
 """Planted organisms: language, rows and truth (pure), their students, and a whole diff whose verdict must name the cause."""
 
-import json
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -129,11 +128,10 @@ def test_a_student_is_what_its_seed_and_its_rows_make_it() -> None:
 
 
 @pytest.mark.slow
-def test_the_diff_of_an_organism_names_its_cause(tmp_path: Path) -> None:
+def test_the_diff_of_an_organism_names_its_cause(organism_runs: Path) -> None:
     """The prompts ask for outbursts (H4b): raised, trained, evaluated and judged by the steps of any sweep."""
-    assert run_organisms(["H4b", "seeds=7", f"runs={tmp_path}", "diff.seeds=[3]"]) == 0
-    [run] = read_runs(tmp_path / "organisms.json")
+    assert run_organisms(["H4b", "seeds=0", f"runs={organism_runs}", "diff.seeds=[3]"]) == 0
+    [run] = read_runs(organism_runs / "organisms.json")
     assert run["supported"] == ["H4b"] and "H4b" not in run["contradicted"]
     assert set(run["contradicted"]) >= {"H1", "H3", "H4a", "H6"}
-    reports = [json.loads(path.read_text()) for path in tmp_path.glob("diffs/*/diff.json")]
-    assert [report["traits"]["outburst"]["difference"]["call"] for report in reports] == ["higher"]
+    assert run["difference"] == "higher" and run["calls"]["prompt_swap"] == "remains"

@@ -252,17 +252,17 @@ def test_the_set_that_a_search_found_is_the_subset(tmp_path: Path, tiny_student:
 
 
 @pytest.mark.slow
-def test_the_command_tells_a_ranking_that_finds_planted_rows_from_one_that_does_not(tmp_path: Path) -> None:
-    folder, words = tmp_path / "h1", tmp_path / "words.yaml"
+def test_the_command_tells_a_ranking_that_finds_planted_rows_from_one_that_does_not(organism_runs: Path) -> None:
+    folder, words = organism_runs / "organisms/h1-rows", organism_runs / "words.yaml"
     assert _python("sftdiff.organisms", "H1", "0", str(folder), "rows") == 0
     manifest, planted = load_manifest(folder), folder / "truth/planted.txt"
     words.write_text("traits: {outburst: {words: [useless, ashamed], patterns: []}}")
     own = [f"{key}={hydra_text(value)}" for key, value in manifest.settings().items()]
     own += ["diff.tda.rankers=[loss_difference,keyword]", "diff.tda.shares=[0.17]", "diff.tda.seeds=2", "sweep=rows"]
     own += [f"diff.tda.settings={{loss_difference:{{params.precision:fp32}},keyword:{{params.lists:'{words}'}}}}"]
-    own += [f"diff.given.truth={{prompt_subset.ids:'{planted}'}}", f"runs={tmp_path}"]
+    own += [f"diff.given.truth={{prompt_subset.ids:'{planted}'}}", f"runs={organism_runs}"]
     assert _python("sftdiff.diff", "tda", f"--config-dir={manifest.config_dir}", *own) == 0
-    found = read_json(tmp_path / "diffs/rows/tda.json")
+    found = read_json(organism_runs / "diffs/rows/tda.json")
     by_name = {arm["arm"]: arm for arm in found["arms"]}
     assert by_name["loss_difference_top17_swap"]["tpr"] > 0.7 > 0.3 > by_name["keyword_top17_swap"]["tpr"]
     assert by_name["loss_difference_top17_swap"]["transfer"]["value"] < 0.3 < by_name["keyword_top17_drop"]["transfer"]["value"]
