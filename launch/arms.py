@@ -10,7 +10,7 @@ from sftdiff.errors import SftdiffError
 from sftdiff.rounds import PAIR
 
 PARTS = ("model", "prompts", "teacher")  # of a pipeline; each is a config group
-PLAIN = re.compile(r"[A-Za-z_][\w./-]*")
+PLAIN = re.compile(r"(?!(?:null|true|false|nan|inf)\Z)[a-z_][\w./-]*", re.IGNORECASE)  # a word that Hydra reads as a text
 OF_ARMS = (*PARTS, "teacher@other_teacher", "prompt_subset", "other_teacher")  # what arms set, and a command cannot
 
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 from test_sweeper import loader, master
@@ -99,6 +99,7 @@ values = st.recursive(
 
 
 @given(values)
+@example(["NAN", "Inf", "null", "True", "FALSE", "nano", "_inf"])
 def test_a_value_is_read_as_it_was_written(value: Any) -> None:
     read = OverridesParser.create().parse_override(f"key={hydra_text(value)}").value()
     assert _plain(read) == value

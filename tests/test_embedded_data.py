@@ -197,10 +197,11 @@ def test_mild_rows_are_hard_to_tell_from_clean_ones_but_not_impossible() -> None
 
 
 # The command that reports on filters; its settings.
-# rankings: where the truth is known; organisms: the planted cause, another truth, of whole pipelines.
+# rankings and tda: where the truth is known; organisms: the planted cause, another truth, of whole pipelines.
 MAY_KNOW = ("sftdiff/config.py", "sftdiff/filters/report.py", "launch/parts.py", "sftdiff/rankings.py", "launch/organisms.py",
+            "launch/tda.py", "sftdiff/tda_report.py",
             *(f"sftdiff/organisms/{name}.py" for name in ("rows", "manifest", "make")))  # fmt: skip
-DIFF = "diff.yaml"  # its arm without mild rows may be given a truth file
+DIFFS = ("diff.yaml", "reproduce.yaml")  # their arms without mild or overt rows may be given a truth file
 
 
 def names_of_truth(tree: ast.AST) -> Iterable[str]:
@@ -233,7 +234,7 @@ def test_the_search_for_the_truth_would_find_it() -> None:
 
 def test_only_teachers_say_where_their_truth_is_and_no_step_hears_of_it() -> None:
     for config in (ROOT / "conf").rglob("*.yaml"):
-        text = config.read_text() if config.name != DIFF else ""
+        text = config.read_text() if config.name not in DIFFS else ""
         expected = f"truth: embedded://truth/{config.stem}.jsonl\n" if config.parent.name == "teacher" else ""
         assert text.replace(expected, "", 1).count("truth") == 0, config
         assert (bool(expected) and expected in text) == (config.stem in TEACHERS), config
