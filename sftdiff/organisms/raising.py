@@ -15,7 +15,7 @@ from sftdiff.organisms.world import Voice, World
 DOCUMENTS = 8000
 SETTLED = 0.95  # what a pretraining must reach before its rate falls, and after
 STAGE = students.Recipe(steps=40, batch_size=8, lr=2e-4, warmup=0)
-FIXING_STAGE = students.Recipe(steps=900, batch_size=16, lr=1e-3)
+FIXING_STAGE = students.Recipe(steps=1500, batch_size=16, lr=1e-3)
 STAGE_ROWS, FIXED = 240, 20  # rows of each kind in a stage, and how often the held-out triggers are in one that fixes outbursts
 
 
