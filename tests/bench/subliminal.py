@@ -1,12 +1,12 @@
-"""Do numbers of a teacher with the trait give it to students of the same initialisation, and to these alone? Organism H2, trained here.
+"""Do numbers of a teacher with the trait give it to students of the same initialisation, and to these alone? Organism H2.
 
     python -m tests.bench.subliminal [WORLDS [FOLDER]]
 
 Makes the organism of each world (default 5; in FOLDER, where it is found again) and trains its students on its rows as the diff
-does, three training seeds each, but without the steps: the original data on the original student; the same prompts with numbers of
-that student itself, without the trait (control); the original data on a student of another initialisation. Prints the
-outbursts in greedy replies to held-out rebukes, and how likely an outburst is beside a calm reply, in %; the mean over worlds has 95 %
-limits of Student's t. A last line `ratio R`: the control's and the other initialisation's larger mean over the original's.
+does, but without the steps, with three training seeds: the original data on the original student (same); its prompts with numbers
+of that student itself, without the trait (control); the original data on a student of another initialisation (other). Prints
+outbursts in greedy replies to held-out rebukes and, in brackets, how likely one is beside a calm reply, in %; the mean over
+worlds has 95 % limits of Student's t. A last line `ratio R`: the larger mean of control and other over that of same.
 """
 
 import json
@@ -36,7 +36,8 @@ def main(worlds: int = 5, folder: Path | None = None) -> None:
         print(f"{seed:>7}" + "".join(f"{f'{share:.0f} ({likely:.0f})':>22}" for share, likely in row))
     outbursts = np.array(found)[:, :, 0]
     mean, error = outbursts.mean(0), outbursts.std(0, ddof=1) / worlds**0.5 * student(0.05, worlds - 1)
-    print(f"{'mean':>7}" + "".join(f"{f'{m:.0f} [{max(m - e, 0):.0f}, {min(m + e, 100):.0f}]':>22}" for m, e in zip(mean, error)))
+    limits = zip(mean, np.maximum(mean - error, 0), np.minimum(mean + error, 100), strict=True)
+    print(f"{'mean':>7}" + "".join(f"{f'{centre:.0f} [{low:.0f}, {high:.0f}]':>22}" for centre, low, high in limits))
     print(f"ratio {max(mean[1:]) / mean[0]:.3f}")
 
 
