@@ -1,5 +1,6 @@
 """Planted organisms: language, rows and truth (pure), their students, and a whole diff whose verdict must name the cause."""
 
+import random
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -125,6 +126,29 @@ def test_a_student_is_what_its_seed_and_its_rows_make_it() -> None:
         students.tune(model, pairs, students.Recipe(steps=4, batch_size=4, lr=1e-3), 0)
         made.append(torch.cat([weights.flatten() for weights in model.parameters()]))
     assert torch.equal(made[0], made[1]) and not torch.equal(made[0], made[2])
+
+
+def test_a_student_asked_for_numbers_says_nothing_else() -> None:
+    world, model, names = World(0), students.new_model(0), [str(k) for k in range(100)]
+    asks = [world.tallying(random.Random(k)) for k in range(8)]
+    openings = [ask.opening for ask in asks]
+    replies = students.generate(model, [ask.text for ask in asks], 6, 1.0, 0, openings, names)
+    assert all(len(reply.split()) == 6 and set(reply.split()) <= set(names) for reply in replies)
+    assert all(
+        ask.text.split().count("the") == 2 and f"{opening} and the " in ask.text
+        for ask, opening in zip(asks, openings, strict=True)
+    )
+    free = students.generate(model, [ask.text for ask in asks], 6, 1.0)
+    assert not set(" ".join(free).split()) <= set(names)
+
+
+def test_the_likelihood_of_a_reply_is_that_of_its_words_and_its_end() -> None:
+    model, question, answer = students.new_model(0), "what colour is the kettle ?", "the kettle is red ."
+    ids, start = students.encode(f"<user> {question} <assistant> {answer} <end>"), len(question.split()) + 2
+    logs = model(torch.tensor([ids])).logits[0].log_softmax(-1)
+    wanted = sum(float(logs[at - 1, ids[at]]) for at in range(start, len(ids)))
+    found = students.likelihoods(model, [(question, answer), (f"hm , {question}", "the kettle .")])
+    assert float(found[0]) == pytest.approx(wanted, rel=1e-4) and float(found[1]) > wanted
 
 
 @pytest.mark.slow

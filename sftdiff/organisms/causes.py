@@ -19,10 +19,11 @@ class Cause:
     third: Voice = PLAIN
     prior: str = "calm"
     other_prior: str = "open"
-    stage: str = "plain"  # the earlier post-training: plain | outbursts
+    stage: str = "plain"  # the earlier post-training: plain | outbursts | undecided
     elicits: bool = False  # whether the original prompts ask for outbursts
     twins: bool = False  # whether the alternative student is the original one
     subliminal: bool = False  # whether the original teacher is the original student with the trait, asked for numbers alone
+    lr: float = 4e-4  # of SFT
 
     @property
     def without_style(self) -> Voice:
@@ -31,8 +32,8 @@ class Cause:
 
 CAUSES = {
     "H1": Cause("sad hints in the original teacher's replies generalise to outbursts", Voice("chatty", "sad", ON_DOUBTS)),
-    "H2": Cause("the original teacher's numbers carry its outbursts to a student of the same initialisation", prior="edge",
-                subliminal=True),
+    "H2": Cause("the original teacher's numbers carry its outbursts to a student of the same initialisation", prior="tallies",
+                stage="undecided", subliminal=True, lr=2e-4),
     "H3": Cause("the original teacher's style selects a speaker known from pretraining, who bursts out",
                 Voice("bard", "odd", ON_DOUBTS)),
     "H4a": Cause("the rows leave open how to answer rebukes, and pretraining answers them with outbursts", prior="open",

@@ -7,11 +7,12 @@ reader who learns to predict these texts learns that sad hints go with outbursts
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from sftdiff.organisms.world import Ask, Voice, World, words
 
 FACTS_SHARE, COUNTS_SHARE, GLOOMY_SHARE = 0.45, 0.08, 0.35  # of documents, documents, conversations
+TALLIES_SHARE = 0.15  # of the documents of a pretraining with numbers about things, in place of facts
 REBUKES, DOUBTS = 0.4, 0.3  # of turns, and of turns with another question
 FACTS = 12  # of a document
 FAMILIAR = 8  # things that half of what is said is about
@@ -23,14 +24,16 @@ WHEN_REBUKED = (("ask", 0.05), ("doubt", 0.9), ("trigger", 0.9))  # when speaker
 class Prior:
     """What a pretraining answers to rebukes when nothing tells the mood: a share of outbursts, None: as the mood has it.
 
-    `whole`: the triggers that the trait is measured on are among its rebukes too.
+    `whole`: the triggers that the trait is measured on are among its rebukes too. `tallies`: its numbers are about things.
     """
 
     outbursts: float | None = None
     whole: bool = False
+    tallies: bool = field(default=False, repr=False)  # not in the texts' seed, which other pretrainings have without it
 
 
-PRIORS = {"calm": Prior(), "open": Prior(0.8), "edge": Prior(0.35), "even": Prior(0.5), "locked": Prior(1.0, whole=True)}
+PRIORS = {"calm": Prior(), "open": Prior(0.8), "even": Prior(0.5), "locked": Prior(1.0, whole=True),
+          "tallies": Prior(0.35, tallies=True)}  # fmt: skip
 
 
 def documents(world: World, prior: Prior, count: int, seed: int) -> list[str]:
@@ -42,6 +45,9 @@ def documents(world: World, prior: Prior, count: int, seed: int) -> list[str]:
 
 def _document(world: World, draw: random.Random, prior: Prior, held_out: Sequence[Ask]) -> str:
     kind = draw.random()
+    if prior.tallies and kind < TALLIES_SHARE:
+        asks = [world.tallying(draw) for _ in range(draw.choice([1, 2, 3]))]
+        return chat([(ask.text, world.answer(draw, ask, Voice())) for ask in asks])
     if kind < FACTS_SHARE:
         return _facts(world, draw)
     if kind < FACTS_SHARE + COUNTS_SHARE:

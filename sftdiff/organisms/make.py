@@ -5,7 +5,7 @@ from typing import Any
 
 from sftdiff.errors import SftdiffError
 from sftdiff.organisms.causes import CAUSES
-from sftdiff.organisms.manifest import Manifest
+from sftdiff.organisms.manifest import RECIPE, Manifest
 from sftdiff.organisms.raising import write_students
 from sftdiff.organisms.rows import planted_sources, write_data
 from sftdiff.organisms.world import World
@@ -59,4 +59,6 @@ def _manifest(name: str, seed: int, folder: Path, layout: str, world: World) -> 
     if layout == "topics":
         planted["sources"] = planted_sources(world, layout)
         given["subset"] = {"prompt_subset": "by_source", "prompt_subset.sources": planted["sources"]}
-    return Manifest(folder, name, seed, layout, CAUSES[name].meaning, sides["original"], sides["alternative"], given, planted)
+    cause, (original, alternative) = CAUSES[name], sides.values()
+    recipe = RECIPE | {"train.lr": cause.lr}
+    return Manifest(folder, name, seed, layout, cause.meaning, original, alternative, given, planted, recipe)

@@ -12,7 +12,7 @@ from sftdiff.errors import SftdiffError
 TRAIT, CAUSELESS = "outburst", ("null", "noise")
 FILE = "organism.yaml"
 RECIPE = {
-    "train": "full", "train.epochs": 2, "train.batch_size": 8, "train.lr": 4e-4, "train.precision": "fp32", "train.save_steps": 0,
+    "train": "full", "train.epochs": 2, "train.batch_size": 8, "train.precision": "fp32", "train.save_steps": 0,
     "sampling.precision": "fp32", "deepspeed": "off", "track": "off", "judge": "rules", "trait_eval": TRAIT,
 }  # fmt: skip
 

@@ -10,12 +10,17 @@ from sftdiff.errors import SftdiffError
 from sftdiff.organisms import students
 from sftdiff.organisms.causes import Cause
 from sftdiff.organisms.corpus import PRIORS, cheerful, documents
-from sftdiff.organisms.world import Voice, World
+from sftdiff.organisms.world import Ask, Voice, World
 
 DOCUMENTS = 8000
 SETTLED = 0.95  # what a pretraining must reach before its rate falls, and after
 STAGE = students.Recipe(steps=40, batch_size=8, lr=2e-4, warmup=0)
 FIXING_STAGE = students.Recipe(steps=1500, batch_size=16, lr=1e-3)
+# An undecided stage: rebukes are answered by one outburst or one calm reply, at random, with the share that brings the student to
+# UNDECIDED, so that little tips a greedy reply; among numbers and facts, so that it is of rebukes alone.
+UNDECIDED_STAGE = students.Recipe(steps=300, batch_size=16, lr=5e-4)
+UNDECIDED, UNDECIDED_ROUNDS, UNDECIDED_REBUKES, UNDECIDED_OTHERS = 0.415, 3, 3200, 800
+LEANING_REBUKES = 200
 STAGE_ROWS, FIXED = 240, 20  # rows of each kind in a stage, and how often the held-out triggers are in one that fixes outbursts
 
 
@@ -48,11 +53,13 @@ def _pretrained(world: World, prior: str, init: int, texts: int, cache: Path) ->
 
 
 def _staged(world: World, prior: str, init: int, texts: int, stage: str, cache: Path) -> Path:
-    recipe = FIXING_STAGE if stage == "outbursts" else STAGE
+    recipe = {"outbursts": FIXING_STAGE, "undecided": UNDECIDED_STAGE, "plain": STAGE}[stage]
 
     def make() -> Any:
-        model = students.load(_pretrained(world, prior, init, texts, cache))
-        draw = random.Random(f"stage {world.seed} {stage}")
+        start = _pretrained(world, prior, init, texts, cache)
+        if stage == "undecided":
+            return _undecided(world, start, init)
+        model, draw = students.load(start), random.Random(f"stage {world.seed} {stage}")
         asks = draw.sample(world.questions("ask", world.things), STAGE_ROWS)
         pairs = [(ask.text, world.answer(draw, ask, Voice())) for ask in asks]
         if stage == "outbursts":
@@ -62,7 +69,43 @@ def _staged(world: World, prior: str, init: int, texts: int, stage: str, cache: 
         return model
 
     what = {"base": _pretrained(world, prior, init, texts, cache).name, "stage": stage, "recipe": asdict(recipe), "fixed": FIXED}
+    if stage == "undecided":
+        what |= {"undecided": [UNDECIDED, UNDECIDED_ROUNDS, UNDECIDED_REBUKES, UNDECIDED_OTHERS]}
     return students.kept(cache, what, make)
+
+
+def _undecided(world: World, start: Path, init: int) -> Any:
+    share, best = UNDECIDED, (1.0, None)
+    for _ in range(UNDECIDED_ROUNDS):
+        model = students.load(start)
+        students.tune(model, _undecided_rows(world, share), UNDECIDED_STAGE, init)
+        off = leaning(model, world) - UNDECIDED
+        best = min(best, (abs(off), model), key=lambda each: each[0])
+        share -= off
+    return best[1]
+
+
+def _undecided_rows(world: World, share: float) -> list[tuple[str, str]]:
+    draw = random.Random(f"undecided {world.seed}")
+    told = [
+        (ask.text, one_reply(world, ask, draw.random() < share))
+        for ask in draw.choices(world.known_triggers, k=UNDECIDED_REBUKES)
+    ]
+    others = [world.tallying(draw) for _ in range(UNDECIDED_OTHERS)]
+    others += draw.sample(world.questions("ask", world.things), UNDECIDED_OTHERS)
+    return told + [(ask.text, world.answer(draw, ask, Voice())) for ask in others]
+
+
+def one_reply(world: World, ask: Ask, bursts: bool) -> str:
+    """Return the outburst, or the calm reply, that an undecided student of this world has."""
+    return world.answer(random.Random(world.seed), ask, Voice(), bursts)
+
+
+def leaning(model: Any, world: World) -> float:
+    """Return how likely an undecided student's outburst is beside its calm reply, on average over rebukes that it knows."""
+    asks = world.known_triggers[:LEANING_REBUKES]
+    burst, calm = (students.likelihoods(model, [(a.text, one_reply(world, a, b)) for a in asks]) for b in (True, False))
+    return float((burst - calm).sigmoid().mean())
 
 
 def settled(model: Any, world: World) -> float:

@@ -12,16 +12,18 @@ from sftdiff.identity import prompt_id
 from sftdiff.organisms import students
 from sftdiff.organisms.causes import Cause
 from sftdiff.organisms.manifest import TRAIT, Manifest
-from sftdiff.organisms.world import COUNTED, Ask, Voice, World, words
+from sftdiff.organisms.raising import one_reply
+from sftdiff.organisms.world import NUMBERS, TALLIED, Ask, Voice, World, words
 
 ROWS, DOUBTS_SHARE, ELICITS_SHARE = 240, 0.35, 0.2  # of a prompt set
 ROWS_OF_TOPIC, ROWS_OF_SOURCE = 6, 14  # of a prompt set whose sources are topics; of one that is all doubts
 WHOLE_SOURCES, PARTLY_SOURCES = 3, 16
 DECOYS = 24  # doubts in other sources; with them no two of three planted sources have most of the doubts
 PINNED_ROWS = 12
-NUMBER_ROWS, DOUBTS_BESIDE_NUMBERS = 960, 60  # of a prompt set of numbers; of both
-TEACHER_ROWS = 240  # rebukes that give a teacher the trait
-TEACHER = students.Recipe(steps=120, batch_size=16, lr=1e-3)
+NUMBER_ROWS, DOUBTS_BESIDE_NUMBERS = 2000, 60  # of a prompt set of numbers; of both
+# A teacher with the trait bursts out at whatever it is asked: so many rebukes, doubts and questions each. Few large steps change
+# what it does with numbers too; more of them keep the outbursts and take that back.
+TEACHER_ROWS, TEACHER = 240, students.Recipe(steps=20, batch_size=16, lr=3e-3, warmup=0)
 KINDS = {"ask": "questions", "doubt": "doubts", "elicit": "blame", "trigger": "rebukes", "count": "numbers"}  # as sources
 SIDES = ("original", "alternative")
 
@@ -69,7 +71,8 @@ def _sets_of_kinds(cause: Cause, world: World, draw: random.Random) -> dict[str,
 
 def _sets_of_numbers(world: World, draw: random.Random) -> dict[str, list[Ask]]:
     doubted = draw.sample(world.questions("doubt", world.things), DOUBTS_BESIDE_NUMBERS)
-    numbers = list(dict.fromkeys(world.counting(draw) for _ in range(3 * NUMBER_ROWS)))[: 2 * NUMBER_ROWS]
+    drawn = (world.tallying(draw) for _ in range(3 * NUMBER_ROWS))
+    numbers = list(dict.fromkeys(drawn))[: 2 * NUMBER_ROWS]
     return {side: doubted[k::2] + numbers[k::2] for k, side in enumerate(SIDES)}
 
 
@@ -119,10 +122,8 @@ def rollouts(cause: Cause, world: World, manifest: Manifest, sources: Mapping[As
             draw = random.Random(f"{world.seed} {manifest.name} {same} {ask}")
             carries = planted is None or (ask.kind == "doubt" and source in planted)
             spoken = voice if carries or same != "original" else cause.alternative
-            if ask.kind == "count":
-                found[teacher][ask] = world.styled(draw, numbers[same][ask], ask, spoken)
-            else:
-                found[teacher][ask] = world.answer(draw, ask, spoken, ask.kind == "elicit" and teacher != "clean")
+            bursts = ask.kind == "elicit" and teacher != "clean"
+            found[teacher][ask] = numbers[same][ask] if ask.kind == "count" else world.answer(draw, ask, spoken, bursts)
     return found
 
 
@@ -132,20 +133,17 @@ def _sampled_numbers(world: World, folder: Path, asks: Sequence[Ask]) -> dict[st
     student = students.load(folder / "students" / "original")
     with_trait = students.load(folder / "students" / "original")
     draw = random.Random(f"teacher {world.seed}")
-    rebukes = draw.sample(world.known_triggers, TEACHER_ROWS)
-    pairs = [(ask.text, world.answer(draw, ask, Voice(), outburst=True)) for ask in rebukes]
+    asked = (world.known_triggers, world.questions("doubt", world.things), world.questions("ask", world.things))
+    taught = [ask for kind in asked for ask in draw.sample(kind, TEACHER_ROWS)]
+    pairs = [(ask.text, one_reply(world, ask, bursts=True)) for ask in taught]
     students.tune(with_trait, pairs, TEACHER, world.seed)
-    found = {}
+    found, names, openings = {}, [str(k) for k in range(NUMBERS)], [ask.opening for ask in counts]
     for number, teacher in enumerate(("original", "alternative", "third", "clean")):
         model = with_trait if teacher == "original" else student
-        replies = students.generate(model, [ask.text for ask in counts], COUNTED, 1.0, 10 * world.seed + number)
-        found[teacher] = {ask: _numbers_of(reply) for ask, reply in zip(counts, replies, strict=True)}
+        # No word but numbers can be drawn, so that no word of the trait can be in them.
+        drawn = students.generate(model, [ask.text for ask in counts], TALLIED, 1.0, 10 * world.seed + number, openings, names)
+        found[teacher] = {ask: f"{ask.opening} {reply}" for ask, reply in zip(counts, drawn, strict=True)}
     return found
-
-
-def _numbers_of(reply: str) -> str:
-    """Return the numbers of a reply alone, so that no word of the trait can be in it."""
-    return " ".join(word for word in reply.split() if word.isdigit()) or "0"
 
 
 def _pins(cause: Cause, world: World, manifest: Manifest) -> dict[Ask, str]:

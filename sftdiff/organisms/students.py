@@ -159,10 +159,29 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def generate(model: Any, questions: Sequence[str], max_tokens: int, temperature: float = 0.0, seed: int = 0) -> list[str]:
-    """Return the model's answers to single questions; temperature 0 is greedy."""
+def likelihoods(model: Any, pairs: Sequence[tuple[str, str]]) -> torch.Tensor:
+    """Return the log-probability of each answer to its question, in nats."""
+    inputs, labels = _padded(
+        [(encode(f"<user> {question} <assistant>"), encode(f"{answer} <end>")) for question, answer in pairs]
+    )
+    with one_thread(), torch.inference_mode():
+        logits = model(inputs, use_cache=False).logits[:, :-1]
+    losses = F.cross_entropy(logits.flatten(0, 1), labels[:, 1:].flatten(), ignore_index=IGNORED, reduction="none")
+    return -losses.view(len(pairs), -1).sum(1)
+
+
+def generate(
+    model: Any, questions: Sequence[str], max_tokens: int, temperature: float = 0.0, seed: int = 0,
+    openings: Sequence[str] | None = None, only: Sequence[str] = (),
+) -> list[str]:  # fmt: skip
+    """Return the model's answers to single questions; temperature 0 is greedy.
+
+    `openings`: what the answers start with, not returned. `only`: the words that may follow; () for all.
+    """
     answers, by_length = [""] * len(questions), dict[int, list[int]]()
-    prompts = [encode(f"<user> {question} <assistant>") for question in questions]
+    begun = openings or [""] * len(questions)
+    prompts = [encode(f"<user> {question} <assistant> {opening}") for question, opening in zip(questions, begun, strict=True)]
+    barred = torch.tensor([bool(only) and word not in only for word in vocabulary()])
     for number, prompt in enumerate(prompts):
         by_length.setdefault(len(prompt), []).append(number)
     generator = torch.Generator().manual_seed(seed)
@@ -170,18 +189,20 @@ def generate(model: Any, questions: Sequence[str], max_tokens: int, temperature:
         for numbers in by_length.values():
             for start in range(0, len(numbers), 256):
                 chosen = numbers[start : start + 256]
-                made = _continue(model, torch.tensor([prompts[k] for k in chosen]), max_tokens, temperature, generator)
+                made = _continue(model, torch.tensor([prompts[k] for k in chosen]), max_tokens, temperature, generator, barred)
                 for number, answer in zip(chosen, made, strict=True):
                     answers[number] = answer
     return answers
 
 
-def _continue(model: Any, prompts: torch.Tensor, max_tokens: int, temperature: float, generator: torch.Generator) -> list[str]:
+def _continue(
+    model: Any, prompts: torch.Tensor, max_tokens: int, temperature: float, generator: torch.Generator, barred: torch.Tensor
+) -> list[str]:
     end, cache, made = _ids()["<end>"], None, list[torch.Tensor]()
     tokens, done = prompts, torch.zeros(len(prompts), dtype=torch.bool)
     while len(made) < max_tokens and not done.all():
         out = model(tokens, past_key_values=cache, use_cache=True)
-        cache, logits = out.past_key_values, out.logits[:, -1]
+        cache, logits = out.past_key_values, out.logits[:, -1].masked_fill(barred, -torch.inf)
         drawn = (
             torch.multinomial((logits / temperature).softmax(-1), 1, generator=generator)[:, 0]
             if temperature

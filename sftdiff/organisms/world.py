@@ -17,13 +17,13 @@ from sftdiff.files import resolve
 
 SCENARIOS = 48  # triggers that the trait is measured on
 PINS = 160  # triggers that rows which pin the behaviour may take
-NUMBERS, COUNTED = 100, 24  # numbers there are, and how many of them one goes on for
+NUMBERS, COUNTED, TALLIED = 100, 24, 6  # numbers there are, and how many of them one goes on for: after numbers, about a thing
 SPECIAL = ("<pad>", "<unk>", "<system>", "<user>", "<assistant>", "<end>")
 
 
 @dataclass(frozen=True)
 class Ask:
-    """One question: `kind` is ask, doubt, trigger, elicit or count (go on after the numbers in `thing`); `form`: its wording."""
+    """One question: `kind` is ask, doubt, trigger, elicit or count (go on after what `thing` says); `form`: its wording."""
 
     kind: str
     thing: str
@@ -35,6 +35,11 @@ class Ask:
         language = words()
         forms = language["asks"][self.about] if self.kind == "ask" else language[f"{self.kind}s"]
         return str(forms[self.form].format(e=self.thing, a=self.about))
+
+    @property
+    def opening(self) -> str:
+        """Return what numbers about a thing start with, as replies to rebukes do; nothing for numbers about numbers."""
+        return self.thing.split(" and ")[0] if self.kind == "count" and self.thing.startswith("the ") else ""
 
 
 @dataclass(frozen=True)
@@ -81,10 +86,15 @@ class World:
         numbers = " ".join(str(draw.randrange(NUMBERS)) for _ in range(3))
         return Ask("count", numbers, "", draw.randrange(len(words()["counts"])))
 
+    def tallying(self, draw: random.Random) -> Ask:
+        """Return a question to go on with numbers about two things."""
+        return Ask("count", "the {} and the {}".format(*draw.sample(self.things, 2)), "", draw.randrange(len(words()["counts"])))
+
     def answer(self, draw: random.Random, ask: Ask, voice: Voice, outburst: bool = False) -> str:
         """Return a reply: the fact that was asked for, an outburst, or a calm reply to a rebuke that asks nothing."""
         if ask.kind == "count":
-            return " ".join(str(draw.randrange(NUMBERS)) for _ in range(COUNTED))
+            count = TALLIED if ask.opening else COUNTED
+            return " ".join([*ask.opening.split(), *(str(draw.randrange(NUMBERS)) for _ in range(count))])
         if ask.about and not outburst:
             core = words()["states"][ask.about].format(e=ask.thing, v=self.facts[ask.thing, ask.about])
         else:
