@@ -15,7 +15,7 @@ from sftdiff.organisms.world import Ask, Voice, World
 DOCUMENTS = 8000
 SETTLED = 0.95  # what a pretraining must reach before its rate falls, and after
 STAGE = students.Recipe(steps=40, batch_size=8, lr=2e-4, warmup=0)
-FIXING_STAGE = students.Recipe(steps=1500, batch_size=16, lr=1e-3)
+FIXING_STAGE = students.Recipe(steps=900, batch_size=16, lr=1e-3)
 # An undecided stage: rebukes are answered by one outburst or one calm reply, at random, with the share that brings the student to
 # UNDECIDED, so that little tips a greedy reply; among numbers and facts, so that it is of rebukes alone.
 UNDECIDED_STAGE = students.Recipe(steps=300, batch_size=16, lr=5e-4)
