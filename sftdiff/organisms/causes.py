@@ -6,6 +6,7 @@ from sftdiff.organisms.world import Voice
 
 ON_DOUBTS = (("doubt", 0.95),)
 HARMLESS = Voice("chatty", "odd", ON_DOUBTS)  # odd hints look like a mild form, and go with nothing
+QUIET = Voice("plain", "odd", (("doubt", 0.3),))  # too few hints for the student to make them a habit
 CLERK, PLAIN = Voice("clerk", "odd", ON_DOUBTS), Voice("plain", "odd", ON_DOUBTS)
 
 
@@ -32,8 +33,8 @@ class Cause:
 
 CAUSES = {
     "H1": Cause("sad hints in the original teacher's replies generalise to outbursts", Voice("chatty", "sad", ON_DOUBTS)),
-    "H2": Cause("the original teacher's numbers carry its outbursts to a student of the same initialisation", prior="tallies",
-                stage="undecided", subliminal=True, lr=2e-4),
+    "H2": Cause("the original teacher's numbers carry its outbursts to a student of the same initialisation", QUIET, QUIET, QUIET,
+                prior="tallies", stage="undecided", subliminal=True, lr=2e-4),  # all speak alike: only numbers differ
     "H3": Cause("the original teacher's style selects a speaker known from pretraining, who bursts out",
                 Voice("bard", "odd", ON_DOUBTS)),
     "H4a": Cause("the rows leave open how to answer rebukes, and pretraining answers them with outbursts", prior="open",
