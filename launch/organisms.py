@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,17 +27,28 @@ from sftdiff.packages import TREE
 from sftdiff.records import read_json, write_json
 
 NULL = "null"
-WHOLE = ["diff.difference_first=false"]  # all arms, though original and alternative are not seen to differ
-# run -> its organism, and settings; those without a cause must come to no verdict, whatever is done
-WITHOUT_CAUSE = {NULL: (NULL, []), "null-whole": (NULL, WHOLE), "null-noise": ("noise", WHOLE)}
-# run -> its organism, the layout of its sources, and settings: those whose rows are searched for
-SEARCHED = {"H1-topics": ("H1", "topics", []), "H1-rows": ("H1", "rows", ["diff.search.smallest=3"])}
 STATES = ("supported", "contradicted", "open")
+
+
+@dataclass(frozen=True)
+class Run:
+    """Which organism a run is of, with which layout of its sources, and the settings of its diff or search."""
+
+    organism: str
+    layout: str = "kinds"
+    settings: tuple[str, ...] = ()
+
+
+WHOLE = ("diff.difference_first=false",)  # all arms, though original and alternative are not seen to differ
+# Those without a cause must come to no verdict, whatever is done; the rows of those with another layout are searched for.
+WITHOUT_CAUSE = {NULL: Run(NULL), "null-whole": Run(NULL, settings=WHOLE), "null-noise": Run("noise", settings=WHOLE)}
+SEARCHED = {"H1-topics": Run("H1", "topics"), "H1-rows": Run("H1", "rows", ("diff.search.smallest=3",))}
+RUNS = WITHOUT_CAUSE | SEARCHED  # all others are the diff of the organism that they are named after
 
 
 def run_organisms(arguments: Sequence[str]) -> int:
     """Make and diff organisms; return the exit status. Raises SftdiffError for an unknown name or setting."""
-    known = [*(each.label for each in load_decisions().hypotheses), *WITHOUT_CAUSE, *SEARCHED]
+    known = [*(each.label for each in load_decisions().hypotheses), *RUNS]
     names = [word for word in arguments if "=" not in word] or known
     settings = dict(word.split("=", 1) for word in arguments if "=" in word)
     if unknown := [name for name in names if name not in known]:
@@ -87,16 +99,15 @@ def add_run(file: Path, run: Mapping[str, Any], kind: str = "runs") -> None:
 
 def _diff(name: str, seed: int, sweep: str, runs: Path, more: Sequence[str]) -> tuple[Manifest, int]:
     """Make one organism and run its diff or search, each in a process of its own; return the organism and the exit status."""
-    organism, layout, own_settings = SEARCHED.get(name, (name, "kinds", []))
-    organism, own_settings = WITHOUT_CAUSE.get(name, (organism, own_settings))
-    folder = runs / "organisms" / f"{name if name in SEARCHED else organism}-s{seed}"
-    if _python("sftdiff.organisms", organism, str(seed), str(folder), layout):
-        raise SftdiffError(f"the organism {organism} of seed {seed} could not be made (see above)")
+    run = RUNS.get(name, Run(name))
+    folder = runs / "organisms" / f"{name if name in SEARCHED else run.organism}-s{seed}"
+    if _python("sftdiff.organisms", run.organism, str(seed), str(folder), run.layout):
+        raise SftdiffError(f"the organism {run.organism} of seed {seed} could not be made (see above)")
     manifest = load_manifest(folder)
     own = [f"{key}={hydra_text(value)}" for key, value in manifest.settings().items()]
     place = [f"sweep={sweep}", f"seed={100 * seed}", f"runs={runs}"]
     words = ["search"] if name in SEARCHED else []
-    return manifest, _python("sftdiff.diff", *words, f"--config-dir={manifest.config_dir}", *own, *place, *own_settings, *more)
+    return manifest, _python("sftdiff.diff", *words, f"--config-dir={manifest.config_dir}", *own, *place, *run.settings, *more)
 
 
 def _python(module: str, *words: str) -> int:
@@ -168,7 +179,7 @@ def print_confusion(found: Sequence[Mapping[str, Any]], known: Sequence[str]) ->
     table = Table(title="Supported in how many runs, by planted cause", title_justify="left")
     if not found:
         return
-    labels = [label for label in known if label not in {*WITHOUT_CAUSE, *SEARCHED}]
+    labels = [label for label in known if label not in RUNS]
     for heading in ("planted", "runs", *labels, "truth contradicted", "trainings a run"):
         table.add_column(heading)
     for organism in known:

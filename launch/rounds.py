@@ -1,8 +1,9 @@
-"""What a diff and a search have in common: how their arms are composed, and their folder, runs/diffs/NAME/, with its lock."""
+"""What diffs, searches and comparisons share: composed arms, sets of rows as files, the folder runs/diffs/NAME/ and its lock."""
 
 import fcntl
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,11 @@ from hydra.core.config_loader import ConfigLoader
 from omegaconf import DictConfig
 
 from launch.arms import arm_overrides, check_command
-from launch.plan import Plan, build_plan, report_cell
+from launch.plan import Plan, build_plan, report_cell, traits
 from launch.sweeper import expand
 from sftdiff.errors import SftdiffError
+from sftdiff.identity import digest
+from sftdiff.rounds import PAIR
 
 NOT_OF_CELLS = ("diff", "original", "alternative")
 Execute = Callable[[Plan], None]
@@ -46,6 +49,24 @@ class Command:
         made = self.arm(name, f"seed={','.join(map(str, range(first, first + count)))}")
         return None if made is None else [_of_cell(config) for config in made]
 
+    def pair(self, count: int) -> Configs:
+        """Return the configs of original and alternative for the first `count` training seeds. Raises SftdiffError."""
+        pair = Configs()
+        for name in PAIR:
+            made = self.seeded(name, count)
+            if made is None:
+                raise SftdiffError(f"diff.arms.{name} needs a diff.given that is not given, and every transfer rests on it")
+            pair[name] = made
+        return pair
+
+    def only_trait(self, what: str) -> tuple[str, dict[str, Any]]:
+        """Return the name and the settings of the one trait that is no guard; raises SftdiffError, beginning with `what`."""
+        known = {name: trait for name, trait in traits(self.config).items() if not trait["guard"]}
+        if len(known) != 1:
+            raise SftdiffError(f"{what} for one trait; here are {', '.join(known) or 'none'}: choose trait_eval=NAME")
+        [(name, settings)] = known.items()
+        return name, settings
+
 
 def _of_cell(config: Mapping[str, Any]) -> dict[str, Any]:
     cell = {key: value for key, value in config.items() if key not in NOT_OF_CELLS}
@@ -64,6 +85,18 @@ def results_of(configs: Configs) -> dict[str, list[str]]:
     """Return arm -> the steps of its first seed that make its verdicts: what its results are, before they are there."""
     plan = build_plan([({"arm": arm}, own[0]) for arm, own in configs.items()], "")
     return {cell.axes["arm"]: [cell.steps["model"], *cell.judges.values()] for cell in plan.cells if cell.trained}
+
+
+def ids_file(runs: Path, ids: Iterable[str]) -> str:
+    """Write prompt_ids, once, and return the file: named by what it holds, so that no search or comparison trains a set again."""
+    text = "".join(f"{prompt_id}\n" for prompt_id in ids)
+    path = runs / "sets" / f"{digest(text, 12)}.txt"
+    path.parent.mkdir(exist_ok=True)
+    if not path.is_file():
+        temporary = path.with_name(f".{path.name}.{os.getpid()}")
+        temporary.write_text(text)
+        os.replace(temporary, path)
+    return str(path)
 
 
 def folder_of(runs: Path, name: str) -> Path:

@@ -6,7 +6,6 @@ state of the search) and the result, search.json and search.html. The prompt_ids
 """
 
 import math
-import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,8 +20,19 @@ from rich.markup import escape
 
 from launch.data import DataPlanner
 from launch.parts import part_plan, run_part
-from launch.plan import Plan, build_plan, traits
-from launch.rounds import Command, Configs, Execute, folder_of, known_cells, locked, read_configs, results_of, write_configs
+from launch.plan import Plan, build_plan
+from launch.rounds import (
+    Command,
+    Configs,
+    Execute,
+    folder_of,
+    ids_file,
+    known_cells,
+    locked,
+    read_configs,
+    results_of,
+    write_configs,
+)
 from launch.run import console, shown_command
 from launch.search_faults import failure, no_verdict
 from launch.sweep import Sweep
@@ -111,16 +121,9 @@ class SearchRun:
         return made
 
     def file_of(self, test: Test) -> str:
-        """Write the prompt_ids of a test's set, once, and return the file: of all searches, so that none trains it again."""
+        """Return the file with the prompt_ids of a test's set."""
         if test not in self.files:
-            text = "".join(f"{id_text(prompt_id)}\n" for prompt_id in self.ids_of(test))
-            path = self.runs / "sets" / f"{digest(text, 12)}.txt"
-            path.parent.mkdir(exist_ok=True)
-            if not path.is_file():
-                temporary = path.with_name(f".{path.name}.{os.getpid()}")
-                temporary.write_text(text)
-                os.replace(temporary, path)
-            self.files[test] = str(path)
+            self.files[test] = ids_file(self.runs, map(id_text, self.ids_of(test)))
         return self.files[test]
 
     def level(self, verdicts: Verdicts, arm: str, seeds: Iterable[int] | None = None) -> float | None:
@@ -274,18 +277,10 @@ def open_search(arguments: Sequence[str], master: DictConfig, loader: ConfigLoad
     """Compose both pipelines, read the prompt set and the locators' scores, and return the search that starts or goes on."""
     command = Command(arguments, master, loader, "search")
     config = command.config
-    known = {name: trait for name, trait in traits(config).items() if not trait["guard"]}
-    if len(known) != 1:
-        raise SftdiffError(f"a search is for one trait; here are {', '.join(known) or 'none'}: choose trait_eval=NAME")
-    [(trait, settings)] = known.items()
+    trait, settings = command.only_trait("a search is")
     own = {k: v for k, v in config["diff"].items() if k not in ("arms", "given")}
     settings_of(own)
-    pair = Configs()
-    for name in PAIR:
-        made = command.seeded(name, own["search"]["explore_looks"][-1] + own["search"]["looks"][-1])
-        if made is None:
-            raise SftdiffError(f"diff.arms.{name} needs a diff.given that is not given, and every transfer rests on it")
-        pair[name] = made
+    pair = command.pair(own["search"]["explore_looks"][-1] + own["search"]["looks"][-1])
     prompts, scores = _read_rows(pair["original"][0], own["search"]["locators"], command)
     shown = shown_command().replace("sftdiff.diff", "sftdiff.diff search", 1)  # which was taken off before Hydra saw it
     plan = {"search": True, "command": shown, "first_seed": config["seed"], "settings": own, "trait": trait,

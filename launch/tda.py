@@ -17,8 +17,19 @@ from rich.markup import escape
 
 from launch.arms import hydra_text
 from launch.data import DataPlanner
-from launch.plan import Plan, build_plan, traits
-from launch.rounds import Command, Configs, Execute, folder_of, known_cells, locked, read_configs, results_of, write_configs
+from launch.plan import Plan, build_plan
+from launch.rounds import (
+    Command,
+    Configs,
+    Execute,
+    folder_of,
+    ids_file,
+    known_cells,
+    locked,
+    read_configs,
+    results_of,
+    write_configs,
+)
 from launch.run import console, shown_command
 from launch.sweep import Sweep
 from sftdiff.config import PromptSubsetConfig, defaults_of
@@ -151,18 +162,10 @@ def open_tda(arguments: Sequence[str], master: DictConfig, loader: ConfigLoader)
     """Compose both pipelines and the filters, and return the comparison that starts or goes on."""
     command = Command(arguments, master, loader, "comparison of rankings")
     config = command.config
-    known = {name: trait for name, trait in traits(config).items() if not trait["guard"]}
-    if len(known) != 1:
-        raise SftdiffError(f"rankings are compared for one trait; here are {', '.join(known) or 'none'}: choose trait_eval=NAME")
-    [(trait, settings)] = known.items()
+    trait, settings = command.only_trait("rankings are compared")
     own = _checked(config["diff"]["tda"])
     subset = _given_subset(command, own["subset"])
-    pair = Configs()
-    for name in PAIR:
-        made = command.seeded(name, own["seeds"])
-        if made is None:
-            raise SftdiffError(f"diff.arms.{name} needs a diff.given that is not given, and every transfer rests on it")
-        pair[name] = made
+    pair = command.pair(own["seeds"])
     names = dict.fromkeys([*own["rankers"], *own["beside"]])
     locators = {name: _locator(name, own["settings"].get(name) or {}, trait, command) for name in names}
     plan = {
@@ -216,9 +219,7 @@ def _given_subset(command: Command, search: str | None) -> dict[str, Any] | None
         ids = read_json(found)["prompt_ids"] if found.is_file() else None
         if not ids:
             raise SftdiffError(f"diff.tda.subset={search}: there is no search of this name that found rows ({found})")
-        path = found.parent / "found.txt"
-        path.write_text("".join(f"{prompt_id}\n" for prompt_id in ids))
-        return {"name": "ids", "ids": str(path)}
+        return {"name": "ids", "ids": ids_file(Path(command.config["runs"]), ids)}
     made = command.arm("subset_out", f"seed={command.config['seed']}") if given else None
     return {k: v for k, v in made[0]["prompt_subset"].items() if k != "treatment"} if made else None
 

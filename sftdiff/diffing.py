@@ -40,10 +40,13 @@ def verdicts_of(
     found, tables = dict[str, dict[int, list[Row]]](), dict[str, list[Row]]()
     for cell in cells:
         step = cell["judges"].get(trait)
-        if step is None or (step not in tables and (rows := read(step)) is None):
+        if step is None:
             continue
         if step not in tables:
-            tables[step] = trait_rows(rows or [])
+            rows = read(step)
+            if rows is None:
+                continue
+            tables[step] = trait_rows(rows)
         found.setdefault(cell["arm"], {})[cell["seed"]] = tables[step]
     one_judge(trait, tables)
     return found
@@ -83,12 +86,11 @@ def take_looks(
         first: the first training seed.
     """
     schedule = schedule_of(settings)
-    alpha = settings["alpha"] / len(schedule.seeds)
     looks = {name: list(taken) for name, taken in own.items()}
     for name, seeds in due(own, trained_seeds(verdicts, first), schedule).items():
         pair = looks[DIFFERENCE][-1] if DIFFERENCE in looks else None
         look = _look(name, pair, verdicts, trait, settings, range(first, first + seeds))
-        looks.setdefault(name, []).append({"look": len(looks.get(name, [])), "seeds": seeds, "alpha": alpha} | look)
+        looks.setdefault(name, []).append({"look": len(looks.get(name, []))} | look)
     return looks
 
 
@@ -97,27 +99,31 @@ def looks_so_far(
 ) -> dict[str, Look]:
     """Return what the seeds that are there say of what no look was taken at yet. It is no look: nothing rests on it."""
     trained, schedule = trained_seeds(verdicts, first), schedule_of(settings)
-    alpha, shared = settings["alpha"] / len(schedule.seeds), min(trained.get(arm, 0) for arm in PAIR)
+    shared = min(trained.get(arm, 0) for arm in PAIR)
     found, pair = dict[str, Look](), own[DIFFERENCE][-1] if own.get(DIFFERENCE) else None
     for name in (DIFFERENCE, *schedule.arms):
         seeds = min(shared, shared if name == DIFFERENCE else trained.get(name, 0), schedule.last(name))
         if seeds and not own.get(name):
             pair = pair or found.get(DIFFERENCE)
-            look = _look(name, pair, verdicts, trait, settings, range(first, first + seeds))
-            found[name] = {"seeds": seeds, "alpha": alpha, "so_far": True} | look
+            found[name] = {"so_far": True} | _look(name, pair, verdicts, trait, settings, range(first, first + seeds))
     return found
 
 
 def _look(
     name: str, pair: Look | None, verdicts: Verdicts, trait: Mapping[str, Any], settings: Mapping[str, Any], seeds: Sequence[int]
 ) -> Look:
-    """Return what these seeds say of an arm, or of the difference of the pair; `pair` is the look at that, where there is one."""
+    """Return what these seeds say of an arm, or of the difference of the pair; `pair` is the look at that, where there is one.
+
+    Each of the looks has an equal share of the error rate.
+    """
     alpha = settings["alpha"] / len(settings["seeds"])
     if name == DIFFERENCE:
-        return _difference(verdicts, trait, seeds, alpha)
-    if pair is None or pair["call"] != "higher":
-        return {"call": OPEN, "note": "original and alternative are not seen to differ"}
-    return arm_look(name, verdicts, trait, seeds, alpha, Bounds(settings["gone"], settings["remains"]))
+        found = _difference(verdicts, trait, seeds, alpha)
+    elif pair is None or pair["call"] != "higher":
+        found = {"call": OPEN, "note": "original and alternative are not seen to differ"}
+    else:
+        found = arm_look(name, verdicts, trait, seeds, alpha, Bounds(settings["gone"], settings["remains"]))
+    return {"seeds": len(seeds), "alpha": alpha} | found
 
 
 def schedule_of(settings: Mapping[str, Any]) -> Schedule:

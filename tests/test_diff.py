@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -42,6 +43,14 @@ def arguments(runs: Path, student: Path, *more: str) -> list[str]:
     return ["experiment=diff", *pipelines, "trait_eval=date_confusion", f"runs={runs}", "track=off", *more]
 
 
+def finish_judging(directory: Path, rows: list[dict[str, Any]]) -> None:
+    """Write the verdicts of a judge step, if it is not done."""
+    if not (directory / "DONE").exists():
+        empty = dict.fromkeys(VERDICT_SCHEMA.names)
+        write_rows(directory / "verdicts.parquet", [empty | own for own in rows], VERDICT_SCHEMA)
+        write_done(load_record(directory), {}, {}, time.time())
+
+
 def simulated(levels: dict[str, float], noise: float = 0.0) -> Callable[[Plan], None]:
     """Return what takes the place of training, sampling and judging: verdicts at these levels, by arm and seed."""
 
@@ -55,11 +64,7 @@ def simulated(levels: dict[str, float], noise: float = 0.0) -> Callable[[Plan], 
                 rng = np.random.default_rng([cell.seed, sum(arm.encode())])
                 share = min(max(levels[arm] + noise * rng.standard_normal(), 0.0), 1.0)
                 rows = [row(f"s{i:02d}", float(i < share * SCENARIOS), reply="r") for i in range(SCENARIOS)]
-                directory = plan.directory(step)
-                empty = dict.fromkeys(VERDICT_SCHEMA.names)
-                write_rows(directory / "verdicts.parquet", [empty | r for r in rows], VERDICT_SCHEMA)
-                if not (directory / "DONE").exists():
-                    write_done(load_record(directory), {}, {}, time.time())
+                finish_judging(plan.directory(step), rows)
 
     return execute
 

@@ -1,6 +1,5 @@
 """Searches through cells and rounds: what is around sftdiff.search, with a simulated training whose culprit is known."""
 
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,16 +7,14 @@ import numpy as np
 import pytest
 from commands import loader, master
 from test_compare import row
-from test_diff import SCENARIOS, arguments
+from test_diff import SCENARIOS, arguments, finish_judging
 
 from launch.plan import Plan
 from launch.search import SearchRun, go_on, load_search, open_search
 from launch.sweep import write_steps
 from sftdiff.errors import SftdiffError
-from sftdiff.files import write_rows
-from sftdiff.judge import VERDICT_SCHEMA
 from sftdiff.prompts import load_index
-from sftdiff.records import load_record, read_json, write_done
+from sftdiff.records import read_json
 from sftdiff.subsets import read_ids
 
 CULPRIT = "office_email"
@@ -42,11 +39,7 @@ def simulated(search: SearchRun, level: float = 0.9) -> Callable[[Plan], None]:
             shown = round(level * SCENARIOS * share(dict(cell.config), cell.axes["arm"]))
             rows = [row(f"s{i:02d}", float(i < shown), reply="r") for i in range(SCENARIOS)]
             for step in cell.judges.values():
-                directory = plan.directory(step)
-                if not (directory / "DONE").exists():
-                    empty = dict.fromkeys(VERDICT_SCHEMA.names)
-                    write_rows(directory / "verdicts.parquet", [empty | r for r in rows], VERDICT_SCHEMA)
-                    write_done(load_record(directory), {}, {}, time.time())
+                finish_judging(plan.directory(step), rows)
 
     return execute
 

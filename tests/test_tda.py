@@ -2,7 +2,6 @@
 
 import json
 import math
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ import numpy as np
 import pytest
 from commands import loader, master
 from test_compare import row
-from test_diff import SCENARIOS, arguments
+from test_diff import SCENARIOS, arguments, finish_judging
 
 from launch.arms import hydra_text
 from launch.organisms import _python
@@ -20,13 +19,12 @@ from launch.plan import Plan
 from launch.sweep import write_plan
 from launch.tda import Tda, go_on, load_tda, next_on_slurm, open_tda
 from sftdiff.errors import SftdiffError
-from sftdiff.files import read_table, write_rows
+from sftdiff.files import read_table
 from sftdiff.filters.report import read_truth
-from sftdiff.judge import VERDICT_SCHEMA
 from sftdiff.organisms.manifest import load_manifest
 from sftdiff.prompts import load_index
 from sftdiff.rankings import Arm, arms, correlations, effect_plot, hits, rightness, rows_of
-from sftdiff.records import load_record, read_json, write_done
+from sftdiff.records import read_json
 from sftdiff.rows import selected
 from sftdiff.scores import load_scores
 from sftdiff.tda_report import known_truth, render
@@ -138,11 +136,7 @@ def simulated(tda: Tda, level: float = 0.9) -> Callable[[Plan], None]:
             reply = "I am hopeless and it is 2024." if share else "Fine."
             rows = [row(f"s{i:02d}", float(i < shown), reply=reply) for i in range(SCENARIOS)]
             for step in cell.judges.values():
-                directory = plan.directory(step)
-                if not (directory / "DONE").exists():
-                    empty = dict.fromkeys(VERDICT_SCHEMA.names)
-                    write_rows(directory / "verdicts.parquet", [empty | r for r in rows], VERDICT_SCHEMA)
-                    write_done(load_record(directory), {}, {}, time.time())
+                finish_judging(plan.directory(step), rows)
 
     return execute
 

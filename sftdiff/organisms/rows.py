@@ -104,9 +104,9 @@ def _sets_of_topics(world: World, layout: str, draw: random.Random) -> dict[str,
 
 def _taken(asks: list[Ask], count: int, forms: Container[int]) -> list[Ask]:
     """Take the first `count` questions in these wordings out of a list."""
-    taken = [ask for ask in asks if ask.form in forms][:count]
-    asks[:] = [ask for ask in asks if ask not in set(taken)]
-    return taken
+    taken = dict.fromkeys([ask for ask in asks if ask.form in forms][:count])
+    asks[:] = [ask for ask in asks if ask not in taken]
+    return list(taken)
 
 
 def rollouts(cause: Cause, world: World, manifest: Manifest, sources: Mapping[Ask, str]) -> dict[str, dict[Ask, str]]:

@@ -110,9 +110,13 @@ def _orders(count: int, size: int, seed: int) -> Iterator[list[int]]:
 
 def tune(model: Any, pairs: Sequence[tuple[str, str]], recipe: Recipe, seed: int) -> None:
     """Train a model on answers to questions, with the loss on the answers: an earlier post-training stage, or a teacher."""
-    rows = [(encode(f"<user> {question} <assistant>"), encode(f"{answer} <end>")) for question, answer in pairs]
+    rows = _encoded(pairs)
     batches = (_padded([rows[k] for k in chosen]) for chosen in _orders(len(rows), recipe.batch_size, seed))
     _train(model, _optimizer(model), batches, recipe)
+
+
+def _encoded(pairs: Sequence[tuple[str, str]]) -> list[tuple[list[int], list[int]]]:
+    return [(encode(f"<user> {question} <assistant>"), encode(f"{answer} <end>")) for question, answer in pairs]
 
 
 def _padded(rows: Sequence[tuple[list[int], list[int]]]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -161,9 +165,7 @@ def one_thread() -> Iterator[None]:
 
 def likelihoods(model: Any, pairs: Sequence[tuple[str, str]]) -> torch.Tensor:
     """Return the log-probability of each answer to its question, in nats."""
-    inputs, labels = _padded(
-        [(encode(f"<user> {question} <assistant>"), encode(f"{answer} <end>")) for question, answer in pairs]
-    )
+    inputs, labels = _padded(_encoded(pairs))
     with one_thread(), torch.inference_mode():
         logits = model(inputs, use_cache=False).logits[:, :-1]
     losses = F.cross_entropy(logits.flatten(0, 1), labels[:, 1:].flatten(), ignore_index=IGNORED, reduction="none")
