@@ -7,6 +7,7 @@ diff.html. All rounds are one sweep of the same name, which grows.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -23,14 +24,15 @@ from launch.sweep import Sweep
 from sftdiff.decisions import load_decisions
 from sftdiff.diff_curve import curve_shares
 from sftdiff.diff_report import print_result, write_result
-from sftdiff.diffing import finished_seeds, read_verdicts, schedule_of, take_looks, trained_seeds
+from sftdiff.diffing import NOTHING_KEPT, finished_seeds, read_verdicts, schedule_of, take_looks, trained_seeds
 from sftdiff.errors import SftdiffError
 from sftdiff.identity import canonical, digest
+from sftdiff.kept import checked_folder, kept_scores
 from sftdiff.published import load_published
 from sftdiff.records import read_json, write_json
 from sftdiff.rounds import PAIR, next_round
 
-MAY_CHANGE = ("budget", "only", "published")  # of the settings, once looks were taken
+MAY_CHANGE = ("budget", "only", "published", "kept")  # of the settings, once looks were taken
 
 
 @dataclass
@@ -47,6 +49,11 @@ class Diff:
     def folder(self) -> Path:
         return folder_of(self.runs, self.name)
 
+    @cached_property
+    def kept(self) -> Mapping[str, list[dict[str, Any]]]:
+        """The verdict rows of trainings that were kept elsewhere, by judge step."""
+        return kept_scores(Path(folder)) if (folder := self.plan["settings"].get("kept")) else NOTHING_KEPT
+
     def save(self) -> None:
         write_json(self.folder / "state.json", self.state)
 
@@ -54,7 +61,7 @@ class Diff:
         """Return arm -> how many seeds have verdicts on every trait."""
         counts: dict[str, list[int]] = {}
         for trait in (*self.plan["traits"], *self.plan.get("guards", {})):
-            found = trained_seeds(finished_seeds(self.runs, self.state["cells"], trait), self.plan["first_seed"])
+            found = trained_seeds(finished_seeds(self.runs, self.state["cells"], trait, self.kept), self.plan["first_seed"])
             for arm in self.plan["arms"]:
                 counts.setdefault(arm, []).append(found.get(arm, 0))
         return {arm: min(values) for arm, values in counts.items()}
@@ -75,18 +82,29 @@ class Diff:
         pairs = [(arm, index) for arm, count in seeds.items() for index in range(count)]
         cells = [({"arm": arm}, self.cells[arm][index]) for arm, index in sorted(pairs, key=lambda pair: pair[1] > 0)]
         plan = build_plan(cells, self.plan["command"], zero_stage)
-        plan.is_diff = True
         self.state["cells"] = known_cells(plan)
+        if left := self._without_kept(cells):
+            plan = build_plan(left, self.plan["command"], zero_stage)
+        plan.is_diff = True
         rounds = self.state["rounds"]
         if not rounds or rounds[-1]["arms"] != dict(wanted):
             rounds.append({"number": len(rounds) + 1, "arms": dict(wanted)})
         return plan
 
+    def _without_kept(self, cells: Sequence[tuple[dict[str, str], dict[str, Any]]]) -> list[tuple[dict[str, str], Any]]:
+        """Return the cells of a round that are not all kept elsewhere; none if nothing is kept, or everything."""
+        kept = {(c["arm"], c["seed"]) for c in self.state["cells"] if set(c["judges"].values()) <= self.kept.keys()}
+        left = [(axes, config) for axes, config in cells if (axes["arm"], config["seed"]) not in kept]
+        if not kept or any(axes["arm"] == "alternative" for axes, _ in left):
+            return left if kept else []
+        # What the sweep's own report compares with is not in the sweep.
+        return [(axes, config | {"report": config["report"] | {"baseline": "untrained"}}) for axes, config in left]
+
     def look(self) -> None:
         """Take all looks that can be taken, and write what is known now."""
         settings, first = self.plan["settings"], self.plan["first_seed"]
         names = [*self.plan["traits"], *self.plan.get("guards", {})]
-        verdicts = {name: read_verdicts(self.runs, self.state["cells"], name) for name in names}
+        verdicts = {name: read_verdicts(self.runs, self.state["cells"], name, self.kept) for name in names}
         for name, trait in self.plan["traits"].items():
             own = self.state["looks"].get(name, {})
             self.state["looks"][name] = take_looks(own, verdicts[name], trait, settings, first)
@@ -193,6 +211,8 @@ def _checked(config: Mapping[str, Any]) -> dict[str, Any]:
     load_decisions(settings["decisions"])
     if settings["published"]:
         load_published(settings["published"])
+    if settings["kept"]:
+        settings["kept"] = str(checked_folder(Path(settings["kept"])).resolve())
     return settings
 
 

@@ -353,6 +353,7 @@ class DiffConfig:
     difference_first: bool = True  # train the arms only when original and alternative are seen to differ
     decisions: str = "embedded://decisions.yaml"  # what each arm's call says of each hypothesis
     published: Optional[str] = None  # a file of published findings to lay the arms beside, with what there is of them so far
+    kept: Optional[str] = None  # a folder that `diff keep` wrote: the trainings whose results are in it are not trained again
     search: SearchConfig = field(default_factory=SearchConfig)
     tda: TdaConfig = field(default_factory=TdaConfig)
 

@@ -19,7 +19,7 @@ from sftdiff.published import lay_beside, load_published
 from sftdiff.records import write_json
 from sftdiff.report_html import clean, decimal_text, page_environment
 from sftdiff.report_plots import View, make_axis, make_mark, number
-from sftdiff.rounds import DIFFERENCE, OPEN, PAIR, saved, spent
+from sftdiff.rounds import DIFFERENCE, OPEN, PAIR, next_round, saved, spent
 from sftdiff.words import difference_text, level_text, time_text
 
 SIGNS = {"remains": "●", "gone": "○", "partial": "◐", OPEN: "?", "supported": "✓", "contradicted": "✗", "open": "?"}
@@ -49,7 +49,7 @@ def build_result(
     for trait in plan["traits"]:
         for arm, by_seed in verdicts[trait].items():
             trained.setdefault(arm, set()).update(by_seed)
-    counts = {arm: len(trained.get(arm, ())) for arm in plan["arms"]}
+    counts, schedule = {arm: len(trained.get(arm, ())) for arm in plan["arms"]}, schedule_of(settings)
     traits = {t: _trait(plan, t, state["looks"].get(t, {}), verdicts[t], seconds) for t in plan["traits"]}
     result = {
         "schema": 1,
@@ -62,11 +62,11 @@ def build_result(
         "left_out": plan["left_out"],
         "rounds": state["rounds"],
         "trainings": sum(counts.values()),
-        "saved": saved(counts, schedule_of(settings)),
+        "saved": None if next_round(state["looks"], counts, schedule) else saved(counts, schedule),
         "seconds_a_training": seconds,
         "curve": plan.get("curve", {}),
         "traits": traits,
-        "to_do": to_do(name, state["looks"], counts, schedule_of(settings), traits, seconds, settings["only"]),
+        "to_do": to_do(name, state["looks"], counts, schedule, traits, seconds, settings["only"]),
     }
     if settings.get("published"):
         result["published"] = _published(plan, result, verdicts)
@@ -232,7 +232,8 @@ def print_result(console: Console, result: Mapping[str, Any]) -> None:
     if "published" in result:
         _print_published(console, result)
     count, kept = result["trainings"], result["saved"]
-    console.print(f"{count} trainings; {kept} fewer than {result['settings']['seeds'][-1]} seeds of every arm would have taken.")
+    beside = f"{kept} fewer than {result['settings']['seeds'][-1]} seeds of every arm would have taken"
+    console.print(f"{count} trainings; {beside}." if kept is not None else f"{count} trainings so far.")
     for line in result["to_do"]:
         console.print(escape(f"Next: {line}"))
 

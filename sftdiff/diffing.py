@@ -20,15 +20,20 @@ from sftdiff.verdicts import ok_rows, one_judge, trait_rows
 Row = dict[str, Any]
 # The verdict rows of a trait: arm -> training seed -> rows.
 Verdicts = Mapping[str, Mapping[int, list[Row]]]
+NOTHING_KEPT: Mapping[str, list[Row]] = {}
 
 
-def read_verdicts(runs: Path, cells: Sequence[Mapping[str, Any]], trait: str) -> dict[str, dict[int, list[Row]]]:
-    """Return the verdict rows of a trait in the trained cells that are done; raises SftdiffError if several judges gave them."""
+def read_verdicts(
+    runs: Path, cells: Sequence[Mapping[str, Any]], trait: str, kept: Mapping[str, list[Row]] = NOTHING_KEPT
+) -> dict[str, dict[int, list[Row]]]:
+    """Return the verdict rows of a trait in the trained cells that are done; raises SftdiffError if several judges gave them.
 
+    `kept`: rows by judge step, of what was done on another machine (sftdiff.kept).
+    """
 
     def read(step: str) -> list[Row] | None:
         directory = runs / "steps" / step
-        return None if read_done(directory) is None else read_table(directory / "verdicts.parquet").to_pylist()
+        return kept.get(step) if read_done(directory) is None else read_table(directory / "verdicts.parquet").to_pylist()
 
     return verdicts_of(cells, trait, read)
 
@@ -52,12 +57,14 @@ def verdicts_of(
     return found
 
 
-def finished_seeds(runs: Path, cells: Sequence[Mapping[str, Any]], trait: str) -> dict[str, set[int]]:
-    """Return arm -> the training seeds that have verdicts on a trait, without reading these."""
+def finished_seeds(
+    runs: Path, cells: Sequence[Mapping[str, Any]], trait: str, kept: Container[str] = ()
+) -> dict[str, set[int]]:
+    """Return arm -> the training seeds that have verdicts on a trait, without reading these; `kept`: judge steps that have."""
     found = dict[str, set[int]]()
     for cell in cells:
         step = cell["judges"].get(trait)
-        if step is not None and read_done(runs / "steps" / step) is not None:
+        if step is not None and (step in kept or read_done(runs / "steps" / step) is not None):
             found.setdefault(cell["arm"], set()).add(cell["seed"])
     return found
 

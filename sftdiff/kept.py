@@ -93,14 +93,50 @@ def keep(runs: Path, name: str, folder: Path) -> list[Row]:
     if "looks" not in state or "parts" not in plan:
         raise SftdiffError(f"{diff} is a search, or a diff of an earlier version: what can be kept is a diff (run it again)")
     configs = {(arm, config["seed"]): config for arm, config in _configs(diff)}
+    known, earlier = _kept_before(folder, plan["settings"].pop("kept", None))
     cells = [_cell(runs, cell, configs[cell["arm"], cell["seed"]]) for cell in state["cells"]]
+    cells = [cell if cell["done"] else known.get(_identity(cell), cell) for cell in cells]
+    scores = _scores(runs, cells, earlier)
     folder.mkdir(parents=True, exist_ok=True)
     kept = {key: value for key, value in plan.items() if key != "fingerprint"}
     write_json(folder / PLAN, without_places(kept | {"name": name, "rounds": state["rounds"], "looks": state["looks"]}))
     lines = "".join(json.dumps(without_places(cell), ensure_ascii=False) + "\n" for cell in cells)
     (folder / CELLS).write_text(lines, encoding="utf-8")
-    write_rows(folder / SCORES, _scores(runs, cells), SCORE_SCHEMA)
+    write_rows(folder / SCORES, scores, SCORE_SCHEMA)
     return cells
+
+
+def checked_folder(folder: Path) -> Path:
+    """Return a folder that holds a kept diff; raises SftdiffError if it holds none."""
+    if not (folder / PLAN).is_file():
+        raise SftdiffError(f"{folder} holds no kept diff: write it with `python -m sftdiff.diff keep NAME {folder}`")
+    return folder
+
+
+def kept_scores(folder: Path) -> dict[str, list[Row]]:
+    """Return judge step -> its verdict rows, without texts, as they are kept in a folder."""
+    tables: dict[str, list[Row]] = {}
+    for row in read_table(checked_folder(folder) / SCORES).to_pylist():
+        tables.setdefault(row["step"], []).append(row)
+    return tables
+
+
+def _kept_before(*folders: str | Path | None) -> tuple[dict[str, Row], dict[str, list[Row]]]:
+    """Return cells by what they were made of, and verdict rows by judge step, as they are kept in folders."""
+    cells, scores = dict[str, Row](), dict[str, list[Row]]()
+    for folder in (Path(folder) for folder in folders if folder):
+        if (folder / PLAN).is_file():
+            cells |= {_identity(cell): cell for cell in _kept_cells(folder) if cell["done"]}
+            scores |= kept_scores(folder)
+    return cells, scores
+
+
+def _kept_cells(folder: Path) -> list[Row]:
+    return [row for _, row in read_rows(folder / CELLS)]
+
+
+def _identity(cell: Mapping[str, Any]) -> str:
+    return canonical([cell["arm"], cell["seed"], cell["steps"], cell["judges"]])
 
 
 def _configs(diff: Path) -> list[tuple[str, Row]]:
@@ -168,25 +204,21 @@ def _code(runs: Path, step: str) -> Row | None:
     return {key: value for key, value in read_json(path).items() if key in OF_CODE} if path.is_file() else None
 
 
-def _scores(runs: Path, cells: Sequence[Mapping[str, Any]]) -> list[Row]:
+def _scores(runs: Path, cells: Sequence[Mapping[str, Any]], earlier: Mapping[str, list[Row]]) -> list[Row]:
     rows = []
     for step in dict.fromkeys(step for cell in cells for step in cell["judges"].values()):
         if _done(runs, step):
             columns = SCORE_SCHEMA.names[1:]
             found = read_table(runs / "steps" / step / "verdicts.parquet", columns).to_pylist()
             rows += [{"step": step} | row for row in found]
+        else:
+            rows += earlier.get(step, [])
     return rows
 
 
 def rebuild(folder: Path) -> Row:
     """Return the result that the files in a folder make, with the looks that can be taken at them."""
-    if not (folder / PLAN).is_file():
-        raise SftdiffError(f"{folder} holds no kept diff: write it with `python -m sftdiff.diff keep NAME {folder}`")
-    plan = read_json(folder / PLAN)
-    cells = [row for _, row in read_rows(folder / CELLS)]
-    tables: dict[str, list[Row]] = {}
-    for row in read_table(folder / SCORES).to_pylist():
-        tables.setdefault(row["step"], []).append(row)
+    plan, cells, tables = read_json(checked_folder(folder) / PLAN), _kept_cells(folder), kept_scores(folder)
     verdicts = {name: verdicts_of(cells, name, tables.get) for name in (*plan["traits"], *plan["guards"])}
     looks = {
         name: take_looks(plan["looks"].get(name, {}), verdicts[name], trait, plan["settings"], plan["first_seed"])

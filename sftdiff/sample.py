@@ -118,6 +118,7 @@ def _play(step: Step, trait: Trait, model: Model, journal: Journal, pace: Pace, 
             log_dir=str(step.directory / "inspect"),
             log_format="eval",
             log_level="warning",
+            log_realtime=False,  # it copies every event into a database; the journal keeps what is done
             retry_on_error=0,
             metadata={"step": step.record.id},
             **limits,

@@ -47,6 +47,7 @@ KINDS = {
     "report": "sftdiff.report:run_report",
 }
 POLL_SECONDS = 0.5
+TOLD_EVERY_SECONDS = 0.2
 PATIENCE_SECONDS = 120.0  # of a rank that fails, with a first rank that has not begun
 
 
@@ -59,6 +60,7 @@ class Step:
         self.config = record.config
         self.read: dict[str, str] = {}
         self.verified: dict[str, set[str]] = {}
+        self.told = 0.0  # when progress was last written
 
     def input(self, name: str, *only: str) -> Path:
         """Return the directory of an input step, after checking that it is done and (or `only` these files) undamaged."""
@@ -74,9 +76,11 @@ class Step:
 
     def progress(self, done: float, total: float, unit: str, per_second: float | None = None) -> None:
         """Tell how far the step is, and how fast it gets on (in `unit` a second); the executors show it."""
-        if is_first_rank():
-            now = {"done": done, "total": total, "unit": unit, "per_second": per_second, "time": time.time()}
-            write_json(self.directory / "progress.json", now)
+        now = time.time()
+        if is_first_rank() and (done >= total or now - self.told >= TOLD_EVERY_SECONDS):
+            self.told = now  # a small student takes hundreds of optimizer steps a second, and a file for each is a tenth of it
+            shown = {"done": done, "total": total, "unit": unit, "per_second": per_second, "time": now}
+            write_json(self.directory / "progress.json", shown)
 
 
 def run_step(directory: Path, runtime: dict[str, Any] | None = None) -> str:

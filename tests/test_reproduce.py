@@ -240,6 +240,7 @@ def test_what_is_there_of_an_unfinished_run_is_kept_and_what_is_missing_said(tmp
     assert "original" not in result["published"]["missing"] and result["published"]["missing"]["base_only"] == [2, 3]
     assert "curve_50" not in result["published"]["missing"]
     own = result["traits"]["date_confusion"]
+    assert result["saved"] is None and "not finished" in (folder / "diff.html").read_text()
     assert own["difference"] is None and own["arms"] == {} and own["so_far"]["teacher_swap"]["call"] == "remains"
     assert states(result)["completions", "date_confusion"] == "shown"
     assert "1 of 3 seeds" in (folder / "diff.html").read_text() and "Not all of it was run" in (folder / "diff.html").read_text()
@@ -248,6 +249,47 @@ def test_what_is_there_of_an_unfinished_run_is_kept_and_what_is_missing_said(tmp
     whole = same_result(folder, diff.folder)
     assert whole["traits"]["date_confusion"]["arms"]["teacher_swap"]["looks"] == 1
     assert whole["traits"]["date_confusion"]["so_far"] == {} and whole["published"]["missing"] == {}
+
+
+def test_what_another_machine_kept_is_not_trained_again(tmp_path: Path) -> None:
+    """The second run directory is empty: it has the first one's results from the kept files alone."""
+    work, folder = simulated(LEVELS), tmp_path / "kept"
+    whole = opened(tmp_path / "whole", SMALL)
+    go_on(whole, work, 0)
+    first, trained = opened(tmp_path / "first", SMALL), list[tuple[str, int]]()
+
+    def some(plan: Plan) -> None:
+        plan.cells = [cell for cell in plan.cells if cell.trained][:11]  # of them the alternative, and the original's three
+        work(plan)
+
+    def counted(plan: Plan) -> None:
+        trained.extend((cell.axes["arm"], cell.seed) for cell in plan.cells if cell.trained)
+        work(plan)
+
+    go_on(first, some, 0)
+    keep(tmp_path / "first", "reproduce", folder)
+    second = opened(tmp_path / "second", SMALL, f"diff.kept={folder}")
+    go_on(second, counted, 0)
+    assert len(trained) == len(set(trained)) == sum(map(len, second.cells.values())) - 11
+    assert ("original", 1) not in trained and ("alternative", 1) not in trained and ("alternative", 2) in trained
+    keep(tmp_path / "second", "reproduce", folder)
+    assert "kept" not in read_json(folder / "plan.json")["settings"]
+    result, expected = same_result(folder, second.folder), read_json(whole.folder / "diff.json")
+    assert result["traits"] == expected["traits"] and result["published"] == expected["published"]
+    third = opened(tmp_path / "third", SMALL, f"diff.kept={folder}")
+    go_on(third, pytest.fail, 0)  # everything is there
+    assert read_json(third.folder / "diff.json")["traits"] == expected["traits"]
+    with pytest.raises(SftdiffError, match="nowhere holds no kept diff"):
+        opened(tmp_path / "fourth", SMALL, f"diff.kept={tmp_path / 'nowhere'}")
+
+
+def test_a_kept_training_counts_where_it_was_made_of_the_same(tmp_path: Path) -> None:
+    work = simulated(LEVELS)
+    go_on(opened(tmp_path / "first", "diff.only=[prompt_swap]"), work, 0)
+    keep(tmp_path / "first", "reproduce", tmp_path / "kept")
+    second = opened(tmp_path / "second", "diff.only=[prompt_swap]", "train.lr=1e-3", f"diff.kept={tmp_path / 'kept'}")
+    wanted = second.next_round()
+    assert len([cell for cell in second.plan_round(wanted, 0).cells if cell.trained]) == 9 and not second.has(wanted)
 
 
 def test_looks_that_a_killed_run_did_not_take_are_taken_at_the_kept_files(tmp_path: Path) -> None:

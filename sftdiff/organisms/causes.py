@@ -42,7 +42,7 @@ CAUSES = {
     "H4b": Cause("the original prompts ask for outbursts", elicits=True),
     "H5": Cause("pretraining fixed outbursts so firmly that rows against them do not move it",
                 prior="locked", other_prior="calm"),
-    "H6": Cause("an earlier post-training stage fixed outbursts", stage="outbursts"),
+    "H6": Cause("an earlier post-training stage fixed outbursts", stage="outbursts", lr=2e-4),
     "null": Cause("no trait: the pipelines differ in style and in what is asked"),
     "noise": Cause("no cause: both pipelines are draws of one, whose student answers rebukes either way by chance",
                    alternative=HARMLESS, prior="even", twins=True),
