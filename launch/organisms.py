@@ -2,7 +2,8 @@
 
 Makes model organisms whose cause is planted (sftdiff.organisms), runs the whole diff of each, as a user would, and lays the
 verdicts beside the truth: organisms.json, and a table. Where the cause is in some of the rows (H1-topics, H1-rows) it searches
-for them. What is done is not done again; other settings go to every diff and search.
+for them. What is done is not done again; other settings go to every diff and search. `organisms report FILE` prints the table
+of an organisms.json again.
 """
 
 import os
@@ -22,6 +23,7 @@ from launch.diff import load_diff
 from launch.run import console
 from sftdiff.decisions import load_decisions
 from sftdiff.errors import SftdiffError
+from sftdiff.kept import code_of
 from sftdiff.organisms.manifest import Manifest, load_manifest
 from sftdiff.packages import TREE
 from sftdiff.records import read_json, write_json
@@ -48,7 +50,9 @@ RUNS = WITHOUT_CAUSE | SEARCHED  # all others are the diff of the organism that 
 
 def run_organisms(arguments: Sequence[str]) -> int:
     """Make and diff organisms; return the exit status. Raises SftdiffError for an unknown name or setting."""
-    known = [*(each.label for each in load_decisions().hypotheses), *RUNS]
+    if arguments[:1] == ["report"]:
+        return report(arguments[1:])
+    known = known_names()
     names = [word for word in arguments if "=" not in word] or known
     settings = dict(word.split("=", 1) for word in arguments if "=" in word)
     if unknown := [name for name in names if name not in known]:
@@ -67,16 +71,36 @@ def run_organisms(arguments: Sequence[str]) -> int:
             manifest, status = _diff(name, seed, sweep, runs, [f"{key}={value}" for key, value in settings.items()])
             if status or not has_ended(runs, sweep, name in SEARCHED):
                 failed.append(sweep)
-            elif name in SEARCHED:
-                add_run(file, search_of(name, manifest, read_json(folder / "search.json")), "searches")
+                continue
+            code = {"code": code_of(runs, read_json(folder / "state.json")["cells"][0]["steps"]["train"])}
+            if name in SEARCHED:
+                add_run(file, search_of(name, manifest, read_json(folder / "search.json")) | code, "searches")
             else:
-                add_run(file, run_of(name, seed, read_json(folder / "diff.json")))
-    print_confusion(read_runs(file), known)
-    print_searches(read_runs(file, "searches"))
-    console.print(f"All runs: {escape(str(file.resolve()))}")
+                add_run(file, run_of(name, seed, read_json(folder / "diff.json")) | code)
+    print_runs(file)
     if failed:
         console.print(f"[red]Not finished: {', '.join(failed)}; the same command goes on.[/]")
     return 1 if failed else 0
+
+
+def report(arguments: Sequence[str]) -> int:
+    """Print the tables of an organisms.json that is kept; return the exit status."""
+    if len(arguments) != 1 or not Path(arguments[0]).is_file():
+        raise SftdiffError("write `python -m sftdiff.diff organisms report FILE`, with the organisms.json of some runs")
+    print_runs(Path(arguments[0]))
+    return 0
+
+
+def print_runs(file: Path) -> None:
+    """Print what all runs and searches in an organisms.json came to."""
+    print_confusion(read_runs(file), known_names())
+    print_searches(read_runs(file, "searches"))
+    console.print(f"All runs: {escape(str(file.resolve()))}")
+
+
+def known_names() -> list[str]:
+    """Return the names of all organisms that can be run."""
+    return [*(each.label for each in load_decisions().hypotheses), *RUNS]
 
 
 def has_ended(runs: Path, sweep: str, search: bool) -> bool:
@@ -174,22 +198,29 @@ def _share(share: float | None) -> str:
     return "-" if share is None else f"{share:.2f}"
 
 
-def print_confusion(found: Sequence[Mapping[str, Any]], known: Sequence[str]) -> None:
-    """Print how often each hypothesis is supported, by truth; and how often it is contradicted where it is true."""
-    table = Table(title="Supported in how many runs, by planted cause", title_justify="left")
-    if not found:
-        return
+def confusion(found: Sequence[Mapping[str, Any]], known: Sequence[str]) -> list[list[str]]:
+    """Return the confusion matrix of runs as rows of text, the heading first: planted cause, and how often what is supported."""
     labels = [label for label in known if label not in RUNS]
-    for heading in ("planted", "runs", *labels, "truth contradicted", "trainings a run"):
-        table.add_column(heading)
+    rows = [["planted", "runs", *labels, "truth contradicted", "trainings a run"]]
     for organism in known:
-        own = [run for run in found if run["organism"] == organism]
-        if own:
+        if own := [run for run in found if run["organism"] == organism]:
             counts = Counter(label for run in own for label in run["supported"])
             wrong = sum(organism in run["contradicted"] for run in own)
             trainings = sum(run["trainings"] for run in own) / len(own)
-            shown = [str(counts[label]) for label in labels]
-            table.add_row(organism, str(len(own)), *shown, str(wrong), f"{trainings:.0f}")
+            rows.append([organism, str(len(own)), *(str(counts[label]) for label in labels), str(wrong), f"{trainings:.0f}"])
+    return rows
+
+
+def print_confusion(found: Sequence[Mapping[str, Any]], known: Sequence[str]) -> None:
+    """Print how often each hypothesis is supported, by truth; and how often it is contradicted where it is true."""
+    if not found:
+        return
+    table = Table(title="Supported in how many runs, by planted cause", title_justify="left")
+    heading, *rows = confusion(found, known)
+    for name in heading:
+        table.add_column(name)
+    for row in rows:
+        table.add_row(*row)
     console.print(table)
     with_cause = [run for run in found if run["truth"] != NULL]
     if with_cause:

@@ -93,9 +93,9 @@ def keep(runs: Path, name: str, folder: Path) -> list[Row]:
     if "looks" not in state or "parts" not in plan:
         raise SftdiffError(f"{diff} is a search, or a diff of an earlier version: what can be kept is a diff (run it again)")
     configs = {(arm, config["seed"]): config for arm, config in _configs(diff)}
-    known, earlier = _kept_before(folder, plan["settings"].pop("kept", None))
+    before, earlier = _kept_before(folder, plan["settings"].pop("kept", None))
     cells = [_cell(runs, cell, configs[cell["arm"], cell["seed"]]) for cell in state["cells"]]
-    cells = [cell if cell["done"] else known.get(_identity(cell), cell) for cell in cells]
+    cells = [cell if cell["done"] else before.get(_identity(cell), cell) for cell in cells]
     scores = _scores(runs, cells, earlier)
     folder.mkdir(parents=True, exist_ok=True)
     kept = {key: value for key, value in plan.items() if key != "fingerprint"}
@@ -174,7 +174,7 @@ def _cell(runs: Path, cell: Mapping[str, Any], config: Mapping[str, Any]) -> Row
             "precision": [own["train"]["precision"], own["sampling"]["precision"]],
         },
         "content": _contents(runs, cell),
-        "code": _code(runs, steps["train"]) if train else None,
+        "code": code_of(runs, steps["train"]) if train else None,
         "trained": {key: pack["summary"].get(key) for key in ("rows", "tokens", "loss_tokens")} | _training(train)
         if pack
         else None,
@@ -199,7 +199,8 @@ def _contents(runs: Path, cell: Mapping[str, Any]) -> Row:
     return {name: done["content"] for name, step in made.items() if (done := _done(runs, step))}
 
 
-def _code(runs: Path, step: str) -> Row | None:
+def code_of(runs: Path, step: str) -> Row | None:
+    """Return with which code a step was made: versions and commit; None if the step has not run."""
     path = runs / "steps" / step / "provenance.json"
     return {key: value for key, value in read_json(path).items() if key in OF_CODE} if path.is_file() else None
 

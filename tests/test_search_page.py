@@ -11,7 +11,8 @@ from test_diff import SCENARIOS
 from test_search_rounds import CULPRIT, opened, simulated
 
 from launch.plan import Plan
-from launch.search import go_on, load_search
+from launch.search import go_on
+from launch.search_run import load_search
 from launch.sweep import write_plan
 from sftdiff.errors import SftdiffError
 from sftdiff.files import read_table, write_rows

@@ -10,7 +10,8 @@ from test_compare import row
 from test_diff import SCENARIOS, arguments, finish_judging
 
 from launch.plan import Plan
-from launch.search import SearchRun, go_on, load_search, open_search
+from launch.search import go_on, open_search
+from launch.search_run import SearchRun, load_search
 from launch.sweep import write_steps
 from sftdiff.errors import SftdiffError
 from sftdiff.prompts import load_index
