@@ -29,6 +29,7 @@ from sftdiff.packages import TREE
 from sftdiff.records import read_json, write_json
 
 NULL = "null"
+TRUTH_SHARE, FOUND, TRAININGS_SHARE = 0.9, 0.9, 1 / 3  # targets
 STATES = ("supported", "contradicted", "open")
 
 
@@ -95,6 +96,8 @@ def print_runs(file: Path) -> None:
     """Print what all runs and searches in an organisms.json came to."""
     print_confusion(read_runs(file), known_names())
     print_searches(read_runs(file, "searches"))
+    for text, met in targets(read_runs(file), read_runs(file, "searches")):
+        console.print(f"{'[green]met[/]' if met else '[red]missed[/]'}  {escape(text)}")
     console.print(f"All runs: {escape(str(file.resolve()))}")
 
 
@@ -177,6 +180,30 @@ def _rates(unit: str, found: set[str], planted: set[str]) -> dict[str, float | N
     return {f"{unit}_precision": precision, f"{unit}_recall": right / len(planted) if planted else None}
 
 
+def targets(runs: Sequence[Mapping[str, Any]], searches: Sequence[Mapping[str, Any]]) -> list[tuple[str, bool]]:
+    """Return what the runs and searches are to reach, each with its numbers, and whether they do; only what there are runs for.
+
+    A verdict that supports everything would meet the first two, and neither of the next two.
+    """
+    found = list[tuple[str, bool]]()
+    if planted := [run for run in runs if run["truth"] != NULL]:
+        right = sum(run["truth"] in run["supported"] for run in planted)
+        wrong = sum(run["truth"] in run["contradicted"] for run in planted)
+        false = sum(len(set(run["supported"]) - {run["truth"]}) for run in planted)
+        found.append((f"truth supported in {right} of {len(planted)} runs; at least 90 %", right >= TRUTH_SHARE * len(planted)))
+        found.append((f"truth contradicted in {wrong} runs; none", wrong == 0))
+        found.append((f"false hypotheses supported: {false} in {len(planted)} runs; at most one a run", false <= len(planted)))
+    if causeless := [run for run in runs if run["truth"] == NULL]:
+        false = sum(bool(run["supported"]) for run in causeless)
+        found.append((f"something supported in {false} of {len(causeless)} runs without a cause; none", false == 0))
+    if whole := [run for run in searches if run["planted_sources"]]:
+        worst = min(run[f"source_{rate}"] or 0.0 for run in whole for rate in ("precision", "recall"))
+        share = max(run["trainings"] / run["singly"] for run in whole)
+        found.append((f"whole sources found with precision and recall of {worst:.2f} or more; at least 0.9", worst >= FOUND))
+        found.append((f"with at most {share:.0%} of the trainings of testing each; at most a third", share <= TRAININGS_SHARE))
+    return found
+
+
 def print_searches(searches: Sequence[Mapping[str, Any]]) -> None:
     """Print what the searches found beside what was planted."""
     if not searches:
@@ -222,9 +249,3 @@ def print_confusion(found: Sequence[Mapping[str, Any]], known: Sequence[str]) ->
     for row in rows:
         table.add_row(*row)
     console.print(table)
-    with_cause = [run for run in found if run["truth"] != NULL]
-    if with_cause:
-        right = sum(run["truth"] in run["supported"] for run in with_cause)
-        false = sum(len(set(run["supported"]) - {run["truth"]}) for run in with_cause)
-        console.print(f"True hypothesis supported in {right} of {len(with_cause)} runs; "
-                      f"{false / len(with_cause):.2f} false ones a run.")  # fmt: skip

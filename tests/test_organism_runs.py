@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from launch import organisms
-from launch.organisms import add_run, print_confusion, read_runs, run_of, run_organisms
+from launch.organisms import add_run, print_confusion, read_runs, run_of, run_organisms, targets
 from sftdiff.errors import SftdiffError
 
 
@@ -35,9 +35,24 @@ def test_the_table_counts_what_is_supported_by_truth(monkeypatch: pytest.MonkeyP
     runs += [run_of("null", 0, result({"H1": "open", "H3": "open"}, "same"))]
     print_confusion(runs, ["H1", "H3", "null"])
     shown = capsys.readouterr().out
-    assert "True hypothesis supported in 1 of 2 runs; 1.00 false ones a run." in shown
     lines = [[cell.strip() for cell in line.split("│")[1:-1]] for line in shown.splitlines() if "│" in line]
     assert {line[0]: line[1:] for line in lines} == {"H1": ["2", "1", "2", "0", "12"], "null": ["1", "0", "0", "0", "12"]}
+
+
+def test_a_verdict_that_supports_everything_or_nothing_misses_the_targets() -> None:
+    def met(states: dict[str, str], count: int = 1) -> list[bool]:
+        runs = [run_of(name, 0, result(states)) for name in ("H1", "null")] * count
+        return [found for _, found in targets(runs, [])]
+
+    assert met({"H1": "supported", "H3": "supported", "H2": "contradicted"}) == [True, True, True, False]  # of the null organism
+    assert met(dict.fromkeys(("H1", "H2", "H3"), "supported")) == [True, True, False, False]
+    assert met({"H1": "open"}) == [False, True, True, True]
+    assert met({"H1": "contradicted"}) == [False, False, True, True]
+    searches = [{"planted_sources": ["a"], "source_precision": 1.0, "source_recall": r, "trainings": n, "singly": 90}
+                for r, n in ((1.0, 30), (0.5, 31))]  # fmt: skip
+    assert [found for _, found in targets([], searches[:1])] == [True, True]
+    assert [found for _, found in targets([], searches)] == [False, False]
+    assert targets([], [{"planted_sources": []}]) == []  # rows inside sources have no target
 
 
 def test_a_run_takes_the_place_of_its_earlier_one_and_leaves_others(tmp_path: Path) -> None:
