@@ -11,7 +11,7 @@ from test_diff import SCENARIOS
 from test_search_rounds import CULPRIT, opened, simulated
 
 from launch.plan import Plan
-from launch.search import go_on
+from launch.search import go_on, next_on_slurm
 from launch.search_run import load_search
 from launch.sweep import write_plan
 from sftdiff.errors import SftdiffError
@@ -142,6 +142,31 @@ def test_a_failed_step_is_named_with_its_arm(tmp_path: Path, tiny_student: Path)
         assert text in str(stopped.value)
     assert len(read_json(search.folder / "state.json")["answers"]) > 1
     go_on(load_search(tmp_path, "failed"), work, 0)
+    assert read_json(search.folder / "search.json")["result"]["state"] == "found"
+
+
+def test_a_submitted_search_takes_its_answers_and_names_what_failed(tmp_path: Path, tiny_student: Path) -> None:
+    search, planned = opened(tmp_path, tiny_student, "sweep=submitted"), list[Plan]()
+    sweep, work = type("S", (), {"runs": tmp_path, "name": "submitted"})(), simulated(search)
+    go_on(search, planned.append, 0)
+    work(planned[0])
+    next_on_slurm(sweep, planned.append, 0)  # the last job of the first batch submits the second one
+    assert len(planned) == 2 and len(load_search(tmp_path, "submitted").answers()) == 1
+    work(planned[1])
+    cell = next(c for c in planned[1].cells if c.axes.get("arm", "").startswith("in:"))
+    directory = planned[1].directory(next(iter(cell.judges.values())))
+    write_plan(planned[1])
+    (directory / "DONE").unlink()
+    write_json(directory / "FAILED", {"error": "killed", "outcome": "failed", "time": time.time()})
+    with pytest.raises(SftdiffError, match=r"has no verdict, since its step judge-.* failed: killed\."):
+        next_on_slurm(sweep, pytest.fail, 0)  # what failed says nothing of a set: nothing is submitted
+    kept = len(load_search(tmp_path, "submitted").answers())
+    assert kept > 1
+    work(planned[1])
+    next_on_slurm(sweep, planned.append, 0)  # after a retry
+    again = load_search(tmp_path, "submitted")
+    assert len(planned) == 3 and len(again.answers()) > kept
+    go_on(again, work, 0)
     assert read_json(search.folder / "search.json")["result"]["state"] == "found"
 
 
