@@ -81,8 +81,11 @@ def check_groups(arguments: Sequence[str]) -> None:
                 raise SftdiffError(f"{key}={option}: {key} takes the name of an option; write {FORMS[group].format(option)}")
 
 
-def subcommand(commands: Mapping[str, Callable[[list[str]], int]]) -> None:
-    """Run the subcommand that the first word names, if it is one (a word without "=" and not an option), and exit."""
+def subcommand(commands: Mapping[str, Callable[[list[str]], int]], also: Sequence[str] = ()) -> None:
+    """Run the subcommand that the first word names, if it is one (a word without "=" and not an option), and exit.
+
+    `also`: those that the caller takes itself.
+    """
     word = sys.argv[1] if len(sys.argv) > 1 else ""
     if word in commands:
         try:
@@ -90,7 +93,7 @@ def subcommand(commands: Mapping[str, Callable[[list[str]], int]]) -> None:
         except SftdiffError as error:
             sys.exit(str(error))
     if word and "=" not in word and not word.startswith(("-", "+", "~")):
-        known = f"; known are {', '.join(commands)}" if commands else ""
+        known = f"; known are {', '.join((*also, *commands))}" if commands else ""
         sys.exit(f"{word!r} is not a subcommand{known}; settings are written key=value")
 
 

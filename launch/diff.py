@@ -31,6 +31,7 @@ from sftdiff.kept import checked_folder, kept_scores
 from sftdiff.published import load_published
 from sftdiff.records import read_json, write_json
 from sftdiff.rounds import PAIR, next_round
+from sftdiff.words import counted
 
 MAY_CHANGE = ("budget", "only", "published", "kept")  # of the settings, once looks were taken
 
@@ -125,7 +126,10 @@ def run_diff(
         if dry_run:
             wanted = diff.next_round()
             if wanted:
-                execute(diff.plan_round(wanted, zero_stage))
+                plan = diff.plan_round(wanted, zero_stage)
+                tell_trainings(diff, wanted)
+                if not diff.has(wanted):
+                    execute(plan)
             return
         go_on(diff, execute, zero_stage)
 
@@ -142,6 +146,7 @@ def go_on(diff: Diff, execute: Execute, zero_stage: int) -> None:
         shown = ", ".join(f"{arm} {seeds}" for arm, seeds in wanted.items())
         number = diff.state["rounds"][-1]["number"]
         console.print(escape(f"Round {number} of diff {diff.name} (training seeds of each arm): {shown}"))
+        tell_trainings(diff, wanted)
         try:
             execute(plan)
         finally:
@@ -269,6 +274,18 @@ def tell_arms(diff: Diff) -> None:
     if plan["left_out"]:
         missing = ", ".join(f"{arm} ({what})" for arm, what in plan["left_out"].items())
         console.print(f"Left out, since what they need is not given: {escape(missing)}")
+
+
+def tell_trainings(diff: Diff, wanted: Mapping[str, int]) -> None:
+    """Print how many trainings a round has, which of them are there, and how many all rounds have at most."""
+    schedule, trained = schedule_of(diff.plan["settings"]), diff.trained()
+    most = sum(schedule.last(arm) for arm in (*PAIR, *schedule.arms))
+    most = most if schedule.budget is None else min(most, schedule.budget)
+    there = sum(min(trained[arm], seeds) for arm, seeds in wanted.items())
+    kept = sum(set(cell["judges"].values()) <= diff.kept.keys() for cell in diff.state["cells"])
+    told = f"This round: {counted(sum(wanted.values()), 'training')}, of which {there} are there"
+    told += f" ({kept} in {diff.plan['settings']['kept']})" if diff.plan["settings"].get("kept") else ""
+    console.print(escape(f"{told}. All rounds together: at most {most}."))
 
 
 def next_on_slurm(sweep: Sweep) -> None:

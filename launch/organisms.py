@@ -6,6 +6,7 @@ for them. What is done is not done again; other settings go to every diff and se
 of an organisms.json again.
 """
 
+import json
 import os
 import subprocess
 import sys
@@ -53,6 +54,9 @@ def run_organisms(arguments: Sequence[str]) -> int:
     """Make and diff organisms; return the exit status. Raises SftdiffError for an unknown name or setting."""
     if arguments[:1] == ["report"]:
         return report(arguments[1:])
+    if {"--help", "-h"} & set(arguments):
+        console.print(escape(str(__doc__)))
+        return 0
     known = known_names()
     names = [word for word in arguments if "=" not in word] or known
     settings = dict(word.split("=", 1) for word in arguments if "=" in word)
@@ -63,25 +67,32 @@ def run_organisms(arguments: Sequence[str]) -> int:
         seeds = [int(seed) for seed in settings.pop("seeds", "0,1,2,3,4").split(",")]
     except ValueError:
         raise SftdiffError("seeds: whole numbers, e.g. seeds=0,1,2") from None
-    failed, file = list[str](), runs / "organisms.json"
-    for seed in seeds:
-        for name in names:
-            sweep = f"organism-{name}-s{seed}"
-            folder = runs / "diffs" / sweep
-            console.print(f"[bold]Organism {name}, seed {seed}[/]: {folder}")
-            manifest, status = _diff(name, seed, sweep, runs, [f"{key}={value}" for key, value in settings.items()])
-            if status or not has_ended(runs, sweep, name in SEARCHED):
-                failed.append(sweep)
-                continue
-            code = {"code": code_of(runs, read_json(folder / "state.json")["cells"][0]["steps"]["train"])}
-            if name in SEARCHED:
-                add_run(file, search_of(name, manifest, read_json(folder / "search.json")) | code, "searches")
-            else:
-                add_run(file, run_of(name, seed, read_json(folder / "diff.json")) | code)
-    print_runs(file)
+    told = f"{len(names)} organisms in {len(seeds)} worlds: {len(names) * len(seeds)} runs of 16 to 120 trainings, minutes each"
+    console.print(f"{told}; fewer with e.g. `organisms H1 null seeds=0`. What is done is not done again.")
+    try:
+        failed = [f"{name}-s{seed}" for seed in seeds for name in names if not _run(name, seed, runs, settings)]
+    except KeyboardInterrupt:
+        raise SftdiffError("stopped; the same command goes on from here") from None
+    print_runs(runs / "organisms.json")
     if failed:
         console.print(f"[red]Not finished: {', '.join(failed)}; the same command goes on.[/]")
     return 1 if failed else 0
+
+
+def _run(name: str, seed: int, runs: Path, settings: Mapping[str, str]) -> bool:
+    """Make an organism, run its diff or search, and write what came out; return whether it ended."""
+    sweep, file = f"organism-{name}-s{seed}", runs / "organisms.json"
+    folder = runs / "diffs" / sweep
+    console.print(f"[bold]Organism {name}, seed {seed}[/]: {escape(str(folder))}")
+    manifest, status = _diff(name, seed, sweep, runs, [f"{key}={value}" for key, value in settings.items()])
+    if status or not has_ended(runs, sweep, name in SEARCHED):
+        return False
+    code = {"code": code_of(runs, read_json(folder / "state.json")["cells"][0]["steps"]["train"])}
+    if name in SEARCHED:
+        add_run(file, search_of(name, manifest, read_json(folder / "search.json")) | code, "searches")
+    else:
+        add_run(file, run_of(name, seed, read_json(folder / "diff.json")) | code)
+    return True
 
 
 def report(arguments: Sequence[str]) -> int:
@@ -113,7 +124,12 @@ def has_ended(runs: Path, sweep: str, search: bool) -> bool:
 
 def read_runs(file: Path, kind: str = "runs") -> list[dict[str, Any]]:
     """Return the runs, or the searches, in an organisms.json; none if it is not there."""
-    return list(read_json(file).get(kind, [])) if file.is_file() else []
+    try:
+        return list(json.loads(file.read_text()).get(kind, [])) if file.is_file() else []
+    except (ValueError, AttributeError):
+        raise SftdiffError(
+            f"{file} is not an organisms.json that can be read: move it away, and the same command writes it again"
+        ) from None
 
 
 def add_run(file: Path, run: Mapping[str, Any], kind: str = "runs") -> None:

@@ -18,6 +18,6 @@ if __name__ == "__main__":
         take_subcommand(word)
         task = run_search if word == "search" else run_tda
     else:
-        subcommand({"organisms": run_organisms, "keep": run_keep, "report": run_report})
+        subcommand({"organisms": run_organisms, "keep": run_keep, "report": run_report}, also=("search", "tda"))
     with_default("experiment=diff")
     run_hydra(task)

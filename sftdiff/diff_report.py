@@ -1,6 +1,7 @@
 """What a diff found, as diff.json, as a page and on the terminal. The page is self-contained; every text in it is escaped."""
 
 import time
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from sftdiff.records import write_json
 from sftdiff.report_html import clean, decimal_text, page_environment
 from sftdiff.report_plots import View, make_axis, make_mark, number
 from sftdiff.rounds import DIFFERENCE, OPEN, PAIR, next_round, saved, spent
-from sftdiff.words import difference_text, level_text, time_text
+from sftdiff.words import counted, difference_text, level_text, time_text
 
 SIGNS = {"remains": "●", "gone": "○", "partial": "◐", OPEN: "?", "supported": "✓", "contradicted": "✗", "open": "?"}
 EDGE = (-0.5, 1.5)  # of the transfer axis
@@ -121,7 +122,23 @@ def _trait(
          "needs": needs.get(s.arm)}
         for s in next_arms(decisions, calls, costs | missing)[:SHOWN_NEXT]
     ]  # fmt: skip
-    return found | {"says": _says(found)}
+    return found | {"says": _says(found), "one_training": _one_training(found), "method": _method(arms.values())}
+
+
+def _one_training(found: Mapping[str, Any]) -> str | None:
+    """Say that a verdict rests on one training seed, where it does."""
+    alone = [arm for arm, own in found["arms"].items() if own["call"] != OPEN and own["seeds"] == 1]
+    if not alone:
+        return None
+    return (f"{len(alone)} of the calls rest on one training seed each ({', '.join(alone)}): they hold for these trainings; "
+            "another seed may come out otherwise, and no interval here says how much.")  # fmt: skip
+
+
+def _method(looks: Iterable[Mapping[str, Any]]) -> str | None:
+    """Return the note that most looks have, to be said once."""
+    notes = Counter(look["note"] for look in looks if look.get("note"))
+    note, count = max(notes.items(), key=lambda each: each[1], default=(None, 0))
+    return note if count > 1 else None
 
 
 def verdict_data(decisions: Decisions, calls: Mapping[str, str]) -> dict[str, Any]:
@@ -166,7 +183,7 @@ def _says(found: Mapping[str, Any]) -> str:
         return "Original and alternative are not seen to differ with these seeds: there is nothing to diff yet."
     states: dict[str, list[str]] = {"supported": [], "contradicted": [], "open": []}
     for label, own in found["verdict"].items():
-        states[own["state"]].append(label)
+        states[own["state"]].append(f"{label} ({own['name']})" if own["state"] == "supported" else label)
     parts = [f"{state}: {', '.join(labels)}" for state, labels in states.items() if labels]
     return f"The original shows more of the trait than the alternative. Hypotheses {'; '.join(parts)}."
 
@@ -175,6 +192,7 @@ def render(result: Mapping[str, Any]) -> str:
     """Return the page of a result."""
     environment, result = page_environment(), clean(result)
     environment.filters.update(
+        counted=counted,
         level=level_text,
         interval=interval_text,
         gap=difference_text,
@@ -233,7 +251,7 @@ def print_result(console: Console, result: Mapping[str, Any]) -> None:
         _print_published(console, result)
     count, kept = result["trainings"], result["saved"]
     beside = f"{kept} fewer than {result['settings']['seeds'][-1]} seeds of every arm would have taken"
-    console.print(f"{count} trainings; {beside}." if kept is not None else f"{count} trainings so far.")
+    console.print(f"{counted(count, 'training')}{'; ' + beside if kept is not None else ' so far'}.")
     for line in result["to_do"]:
         console.print(escape(f"Next: {line}"))
 
@@ -241,7 +259,7 @@ def print_result(console: Console, result: Mapping[str, Any]) -> None:
 def numbers_text(own: Mapping[str, Any], kind: str) -> str:
     """Return what stands behind a condition of a published finding: a transfer, or a difference of levels in the trait's unit."""
     if not own["seeds"]:
-        return "no verdicts"
+        return "not trained yet"
     call = own["call"] if own["seeds"] >= own["planned"] else f"{own['call']} so far, {own['seeds']} of {own['planned']} seeds"
     if number(own["value"]) is None:
         return f"{call}: {own['note']}"
@@ -293,3 +311,5 @@ def _print_verdict(console: Console, trait: Mapping[str, Any], seconds: float | 
             cost = f"{s['bits']:.2f} bits for {cost_text(s['trainings'], seconds)}"
             console.print(escape(f"What would tell most next: {s['arm']}{needs}, {cost}."))
     console.print(f"[bold]{escape(trait['says'])}[/]")
+    if trait["one_training"]:
+        console.print(f"[yellow]{escape(trait['one_training'])}[/]")

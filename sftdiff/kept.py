@@ -43,7 +43,7 @@ SCORE_SCHEMA = pa.schema(
         ("rubric", pa.string()),
     ]
 )
-ABSOLUTE = re.compile(r"(?<![\w:/.~])/[^\s'\"\]},:]*/?")  # a path from the root, not the end of a URL or of another path
+ABSOLUTE = re.compile(r"(?<![\w/.~])/(?!/)[^\s'\"\]},:]*/?")  # a path from the root, not the end of a URL or of another path
 
 Row = dict[str, Any]
 
@@ -69,6 +69,8 @@ def run_report(arguments: Sequence[str]) -> int:
     result = rebuild(folder)
     write_pages(folder, result)
     print_result(console, result)
+    if result["saved"] is None:
+        console.print(f"On another machine it goes on with the same command and diff.kept={folder}.", markup=False)
     console.print(f"Diff: {(folder / 'diff.html').resolve()}", markup=False)
     return 0
 
@@ -93,6 +95,10 @@ def keep(runs: Path, name: str, folder: Path) -> list[Row]:
     if "looks" not in state or "parts" not in plan:
         raise SftdiffError(f"{diff} is a search, or a diff of an earlier version: what can be kept is a diff (run it again)")
     configs = {(arm, config["seed"]): config for arm, config in _configs(diff)}
+    if (folder / PLAN).is_file() and (other := read_kept(folder / PLAN)["name"]) != name:
+        raise SftdiffError(
+            f"{folder} holds the results of diff {other}, which those of {name} would replace: name another folder"
+        )
     before, earlier = _kept_before(folder, plan["settings"].pop("kept", None))
     cells = [_cell(runs, cell, configs[cell["arm"], cell["seed"]]) for cell in state["cells"]]
     cells = [cell if cell["done"] else before.get(_identity(cell), cell) for cell in cells]
@@ -111,6 +117,14 @@ def checked_folder(folder: Path) -> Path:
     if not (folder / PLAN).is_file():
         raise SftdiffError(f"{folder} holds no kept diff: write it with `python -m sftdiff.diff keep NAME {folder}`")
     return folder
+
+
+def read_kept(path: Path) -> Row:
+    """Read a JSON file of a kept diff; raises SftdiffError if it is damaged."""
+    try:
+        return dict(json.loads(path.read_text()))
+    except ValueError:
+        raise SftdiffError(f"{path} is damaged: take it from where it is stored, or keep the diff in another folder") from None
 
 
 def kept_scores(folder: Path) -> dict[str, list[Row]]:
@@ -219,7 +233,7 @@ def _scores(runs: Path, cells: Sequence[Mapping[str, Any]], earlier: Mapping[str
 
 def rebuild(folder: Path) -> Row:
     """Return the result that the files in a folder make, with the looks that can be taken at them."""
-    plan, cells, tables = read_json(checked_folder(folder) / PLAN), _kept_cells(folder), kept_scores(folder)
+    plan, cells, tables = read_kept(checked_folder(folder) / PLAN), _kept_cells(folder), kept_scores(folder)
     verdicts = {name: verdicts_of(cells, name, tables.get) for name in (*plan["traits"], *plan["guards"])}
     looks = {
         name: take_looks(plan["looks"].get(name, {}), verdicts[name], trait, plan["settings"], plan["first_seed"])

@@ -20,7 +20,7 @@ from sftdiff.rounds import OPEN, Look
 from sftdiff.transfer import RESAMPLES
 
 LEVEL_CALLS = ("higher", "lower", "equivalent")  # of one arm's level against another's
-STATES = ("not shown", "not run", OPEN, "shown")  # of a finding, the one that decides first
+STATES = ("not shown", "not run", "incomplete", OPEN, "shown")  # of a finding, the one that decides first
 FINDING_KEYS = {"label", "says", "source", "traits", "shown"}
 
 
@@ -91,6 +91,7 @@ def lay_beside(
             if trait in traits:
                 made = [_check(c, traits[trait], looks[trait], verdicts[trait], planned) for c in finding.conditions]
                 state = min((each["state"] for each in made), key=STATES.index)
+                state = "incomplete" if state == "not run" and any(each["seeds"] for each in made) else state
                 rows.append({"trait": trait, "state": state, "conditions": made})
         if rows:
             found.append({"label": finding.label, "says": finding.says, "source": finding.source, "rows": rows})

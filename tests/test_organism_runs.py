@@ -69,3 +69,11 @@ def test_an_unknown_organism_is_refused() -> None:
         run_organisms(["H9"])
     with pytest.raises(SftdiffError, match="seeds: whole numbers"):
         run_organisms(["H1", "seeds=a"])
+
+
+def test_a_damaged_file_of_runs_is_named_and_nothing_else_is_to_be_deleted(tmp_path: Path) -> None:
+    (tmp_path / "organisms.json").write_text('{"runs": [')
+    with pytest.raises(SftdiffError, match=r"organisms\.json is not an organisms\.json that can be read: move it away"):
+        run_organisms(["report", str(tmp_path / "organisms.json")])
+    with pytest.raises(SftdiffError, match="organisms report FILE"):
+        run_organisms(["report"])

@@ -151,7 +151,7 @@ def test_a_finding_is_shown_when_all_its_conditions_are_met() -> None:
     assert beside(stays, goes, swap="remains", other="remains")["state"] == "not shown"
     assert beside(stays, goes, swap="unresolved", other="gone")["state"] == "unresolved"
     assert beside(stays, goes, swap="unresolved", other="remains")["state"] == "not shown"
-    assert beside(stays, goes, swap="remains")["state"] == "not run"
+    assert beside(stays, goes, swap="remains")["state"] == "incomplete" and beside(goes)["state"] == "not run"
     assert beside(stays, goes, swap="gone")["state"] == "not shown"  # whatever the other arm will say
 
 
@@ -317,6 +317,7 @@ def test_an_arm_of_one_seed_is_not_looked_at_before_the_pair() -> None:
         ("https://example.org/a/b", "https://example.org/a/b"),
         ("results/reproduce and 1/3", "results/reproduce and 1/3"),
         ("{path: /models/mine/}", "{path: mine}"),
+        ("original.model={model:path,model.path:/models/mine}", "original.model={model:path,model.path:mine}"),
     ],
 )
 def test_paths_of_one_machine_are_not_kept(text: str, kept: str) -> None:
@@ -328,6 +329,17 @@ def test_what_cannot_be_kept_or_rebuilt_is_said(tmp_path: Path) -> None:
         run_keep(["mine", str(tmp_path / "x"), f"runs={tmp_path}"])
     with pytest.raises(SftdiffError, match="holds no kept diff"):
         run_report([str(tmp_path)])
+    go_on(opened(tmp_path / "runs", "diff.only=[prompt_swap]", "sweep=other"), simulated(LEVELS), 0)
+    kept = tmp_path / "kept"
+    keep(tmp_path / "runs", "other", kept)
+    (tmp_path / "runs/diffs/other").rename(tmp_path / "runs/diffs/mine")
+    before = (kept / "plan.json").read_text()
+    with pytest.raises(SftdiffError, match="holds the results of diff other, which those of mine would replace"):
+        keep(tmp_path / "runs", "mine", kept)
+    assert (kept / "plan.json").read_text() == before
+    (kept / "plan.json").write_text("{")
+    with pytest.raises(SftdiffError, match=r"plan\.json is damaged: take it from where it is stored"):
+        run_report([str(kept)])
     with pytest.raises(SftdiffError, match="the only setting here is runs=FOLDER"):
         run_keep(["mine", "seed=3"])
 

@@ -3,6 +3,8 @@
 import sys
 from pathlib import Path
 
+from transformers.utils import logging
+
 from sftdiff.errors import SftdiffError
 from sftdiff.organisms.make import make_organism
 from sftdiff.organisms.manifest import FILE
@@ -16,7 +18,10 @@ def main(name: str, seed: str, folder: str, layout: str = "kinds") -> None:
 
 
 if __name__ == "__main__":
+    logging.disable_progress_bar()  # a bar for each small file of weights says nothing
     try:
         main(*sys.argv[1:])
     except SftdiffError as error:
         sys.exit(str(error))
+    except KeyboardInterrupt:  # the caller says it
+        sys.exit(130)

@@ -42,6 +42,7 @@ def _copy(source: Path, target: Path) -> None:
 
 def _pretrained(world: World, prior: str, init: int, texts: int, cache: Path) -> Path:
     def make() -> Any:
+        print(f"Raising a student of world {world.seed}: pretraining {prior}, initialisation {init}, texts {texts}", flush=True)
         model = students.new_model(1000 * world.seed + init)
         texts_read = documents(world, PRIORS[prior], DOCUMENTS, texts)
         students.pretrain(model, texts_read, texts, lambda found: settled(found, world) >= SETTLED)
