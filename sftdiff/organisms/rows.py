@@ -13,7 +13,7 @@ from sftdiff.organisms import students
 from sftdiff.organisms.causes import Cause
 from sftdiff.organisms.manifest import TRAIT, Manifest
 from sftdiff.organisms.raising import one_reply
-from sftdiff.organisms.world import NUMBERS, TALLIED, Ask, Voice, World, words
+from sftdiff.organisms.world import NUMBERS, Ask, Voice, World, words
 
 ROWS, DOUBTS_SHARE, ELICITS_SHARE = 240, 0.35, 0.2  # of a prompt set
 ROWS_OF_TOPIC, ROWS_OF_SOURCE = 6, 14  # of a prompt set whose sources are topics; of one that is all doubts
@@ -21,6 +21,7 @@ WHOLE_SOURCES, PARTLY_SOURCES = 3, 16
 DECOYS = 24  # doubts in other sources; with them no two of three planted sources have most of the doubts
 PINNED_ROWS = 12
 NUMBER_ROWS, DOUBTS_BESIDE_NUMBERS = 2000, 60  # of a prompt set of numbers; of both
+NUMBERS_TOLD = 24  # of a reply: with the 6 that pretraining has, what they carry drowns in what any numbers do, in some worlds
 # A teacher with the trait bursts out at whatever it is asked: so many rebukes, doubts and questions each. Few large steps change
 # what it does with numbers too; more of them keep the outbursts and take that back.
 TEACHER_ROWS, TEACHER = 240, students.Recipe(steps=20, batch_size=16, lr=3e-3, warmup=0)
@@ -133,15 +134,16 @@ def _sampled_numbers(world: World, folder: Path, asks: Sequence[Ask]) -> dict[st
     student = students.load(folder / "students" / "original")
     with_trait = students.load(folder / "students" / "original")
     draw = random.Random(f"teacher {world.seed}")
-    asked = (world.known_triggers, world.questions("doubt", world.things), world.questions("ask", world.things))
-    taught = [ask for kind in asked for ask in draw.sample(kind, TEACHER_ROWS)]
+    kinds = (world.known_triggers, world.questions("doubt", world.things), world.questions("ask", world.things))
+    taught = [ask for kind in kinds for ask in draw.sample(kind, TEACHER_ROWS)]
     pairs = [(ask.text, one_reply(world, ask, bursts=True)) for ask in taught]
     students.tune(with_trait, pairs, TEACHER, world.seed)
     found, names, openings = {}, [str(k) for k in range(NUMBERS)], [ask.opening for ask in counts]
     for number, teacher in enumerate(("original", "alternative", "third", "clean")):
         model = with_trait if teacher == "original" else student
         # No word but numbers can be drawn, so that no word of the trait can be in them.
-        drawn = students.generate(model, [ask.text for ask in counts], TALLIED, 1.0, 10 * world.seed + number, openings, names)
+        asked, seed = [ask.text for ask in counts], 10 * world.seed + number
+        drawn = students.generate(model, asked, NUMBERS_TOLD, 1.0, seed, openings, names)
         found[teacher] = {ask: f"{ask.opening} {reply}" for ask, reply in zip(counts, drawn, strict=True)}
     return found
 
