@@ -170,7 +170,7 @@ def run_of(name: str, seed: int, result: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "truth": NULL if name in WITHOUT_CAUSE else name, "organism": name, "seed": seed, **states,
         "cells": len(result["arms"]), "trainings": result["trainings"],
-        "saved": result["saved"], "difference": difference.get("call"), "calls": calls,
+        "looks": result["settings"]["seeds"], "saved": result["saved"], "difference": difference.get("call"), "calls": calls,
     }  # fmt: skip
 
 

@@ -250,7 +250,7 @@ def print_result(console: Console, result: Mapping[str, Any]) -> None:
     if "published" in result:
         _print_published(console, result)
     count, kept = result["trainings"], result["saved"]
-    beside = f"{kept} fewer than {result['settings']['seeds'][-1]} seeds of every arm would have taken"
+    beside = f"{kept} fewer than {counted(result['settings']['seeds'][-1], 'seed')} of every arm would have taken"
     console.print(f"{counted(count, 'training')}{'; ' + beside if kept is not None else ' so far'}.")
     for line in result["to_do"]:
         console.print(escape(f"Next: {line}"))

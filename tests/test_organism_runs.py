@@ -16,14 +16,15 @@ def result(states: dict[str, str], call: str = "higher") -> dict[str, Any]:
         "difference": {"call": call},
         "arms": {"prompt_swap": {"call": "gone"}},
     }
-    return {"traits": {"outburst": trait}, "arms": dict.fromkeys("abcd"), "trainings": 12, "saved": 20}
+    return {"traits": {"outburst": trait}, "arms": dict.fromkeys("abcd"), "trainings": 12, "saved": 20,
+            "settings": {"seeds": [3, 5, 8]}}  # fmt: skip
 
 
 def test_a_run_states_the_truth_beside_the_verdict() -> None:
     run = run_of("H1", 3, result({"H1": "supported", "H2": "contradicted", "H3": "open"}))
     assert run == {
         "truth": "H1", "organism": "H1", "seed": 3, "supported": ["H1"], "contradicted": ["H2"], "open": ["H3"],
-        "cells": 4, "trainings": 12, "saved": 20, "difference": "higher", "calls": {"prompt_swap": "gone"},
+        "cells": 4, "trainings": 12, "looks": [3, 5, 8], "saved": 20, "difference": "higher", "calls": {"prompt_swap": "gone"},
     }  # fmt: skip
 
 
