@@ -4,9 +4,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from commands import ROOT
 
 from launch import organisms
-from launch.organisms import add_run, print_confusion, read_runs, run_of, run_organisms, targets
+from launch.organisms import add_run, confusion, known_names, print_confusion, read_runs, run_of, run_organisms, targets
 from sftdiff.errors import SftdiffError
 
 
@@ -78,3 +79,13 @@ def test_a_damaged_file_of_runs_is_named_and_nothing_else_is_to_be_deleted(tmp_p
         run_organisms(["report", str(tmp_path / "organisms.json")])
     with pytest.raises(SftdiffError, match="organisms report FILE"):
         run_organisms(["report"])
+
+
+def test_the_table_in_the_readme_is_that_of_the_kept_runs_and_these_meet_the_targets() -> None:
+    file = ROOT / "results" / "organisms.json"
+    rows = [line.strip("|") for line in (ROOT / "README.md").read_text().splitlines() if line.startswith("|")]
+    lines = [[cell.strip() for cell in row.split("|")] for row in rows]
+    start = next(number for number, line in enumerate(lines) if line[0] == "planted")
+    table = confusion(read_runs(file), known_names())
+    assert [lines[start], *lines[start + 2 : start + 1 + len(table)]] == table
+    assert [text for text, met in targets(read_runs(file), read_runs(file, "searches")) if not met] == []
