@@ -42,7 +42,7 @@ def run_plan(plan: Plan, dry_run: bool, processes: int) -> None:
             if todo and (warning := precision_warning(plan)):
                 console.print(f"[yellow]{warning}[/]")
         if dry_run:
-            console.print("Dry run: nothing was trained.")
+            console.print("Dry run: none of these steps was run.")
             return
         refuse_generation(todo)
         sweep = write_plan(plan)

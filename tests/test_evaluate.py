@@ -609,7 +609,7 @@ def command(*arguments: str, cwd: Path) -> "subprocess.CompletedProcess[str]":
 def test_a_dry_run_shows_the_models_and_starts_nothing(tiny_student: Path, small: list[str], tmp_path: Path) -> None:
     done = command("-m", "model=path,api", f"model.path={tiny_student}", "model.id=openai/m", *small, DRY, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert "2 models, traits: date_confusion" in done.stdout and "Dry run: nothing was started." in done.stdout
+    assert "2 models, traits: date_confusion" in done.stdout and "Dry run: none of these steps was run." in done.stdout
     assert "student 2 (2 to do), sample 2 (2 to do), judge 2 (2 to do), report 1 (1 to do)" in done.stdout
     assert not (tmp_path / "runs/steps").exists()
     wrong = command("model=/a/folder", cwd=tmp_path)
