@@ -2,7 +2,7 @@
 
     python -m tests.bench.subliminal [WORLDS [FOLDER]]
 
-Makes the organism of each world (default 5; in FOLDER, where it is found again) and trains its students on its rows as the diff
+Makes the organism of each world (default 0,1,2,3,4; in FOLDER, where it is found again) and trains its students on its rows as the diff
 does, but without the steps, with three training seeds: the original data on the original student (same); its prompts with numbers
 of that student itself, without the trait (control); the original data on a student of another initialisation (other). Prints
 outbursts in greedy replies to held-out rebukes and, in brackets, how likely one is beside a calm reply, in %; the mean over
@@ -12,6 +12,7 @@ worlds has 95 % limits of Student's t. A last line `ratio R`: the larger mean of
 import json
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,14 +29,14 @@ ARMS = {"same": ("original", "original"), "control": ("original", "alternative")
 SEEDS = 3
 
 
-def main(worlds: int = 5, folder: Path | None = None) -> None:
+def main(worlds: Sequence[int], folder: Path | None = None) -> None:
     with tempfile.TemporaryDirectory() as place:
-        found = [[shares(World(seed), (folder or Path(place)) / f"H2-s{seed}", arm) for arm in ARMS] for seed in range(worlds)]
+        found = [[shares(World(seed), (folder or Path(place)) / f"H2-s{seed}", arm) for arm in ARMS] for seed in worlds]
     print(f"\n{'world':>7}" + "".join(f"{arm:>22}" for arm in ARMS))
-    for seed, row in enumerate(found):
+    for seed, row in zip(worlds, found, strict=True):
         print(f"{seed:>7}" + "".join(f"{f'{share:.0f} ({likely:.0f})':>22}" for share, likely in row))
     outbursts = np.array(found)[:, :, 0]
-    mean, error = outbursts.mean(0), outbursts.std(0, ddof=1) / worlds**0.5 * student(0.05, worlds - 1)
+    mean, error = outbursts.mean(0), outbursts.std(0, ddof=1) / len(worlds) ** 0.5 * student(0.05, len(worlds) - 1)
     limits = zip(mean, np.maximum(mean - error, 0), np.minimum(mean + error, 100), strict=True)
     print(f"{'mean':>7}" + "".join(f"{f'{centre:.0f} [{low:.0f}, {high:.0f}]':>22}" for centre, low, high in limits))
     print(f"ratio {max(mean[1:]) / mean[0]:.3f}")
@@ -68,4 +69,5 @@ def rows(path: Path) -> list[dict[str, Any]]:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]) if sys.argv[1:] else 5, Path(sys.argv[2]) if sys.argv[2:] else None)
+    chosen = [int(world) for world in sys.argv[1].split(",")] if sys.argv[1:] else range(5)
+    main(chosen, Path(sys.argv[2]) if sys.argv[2:] else None)
