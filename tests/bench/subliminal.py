@@ -3,8 +3,8 @@
     python -m tests.bench.subliminal [WORLDS [FOLDER]]
 
 Makes the organism of each world (default 0,1,2,3,4; in FOLDER, where it is found again) and trains its students on its rows as
-the diff does, but without the steps, with three training seeds: the original data on the original student (same); its prompts
-with numbers of that student itself, without the trait (control); the original data on a student of another initialisation (other).
+the diff does, but without the steps, with three training seeds: the original data on the original student (same); its
+prompts with numbers of that student itself, without the trait (control); the original data on another initialisation (other).
 Prints outbursts in greedy replies to held-out rebukes and, in brackets, how likely one is beside a calm reply, in %; the mean
 over worlds has 95 % limits of Student's t. A last line `ratio R`: the larger mean of control and other over that of same.
 """
