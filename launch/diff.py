@@ -18,7 +18,18 @@ from rich.markup import escape
 
 from launch.arms import PARTS
 from launch.plan import Plan, build_plan, traits
-from launch.rounds import Command, Configs, Execute, folder_of, known_cells, locked, read_configs, results_of, write_configs
+from launch.rounds import (
+    Command,
+    Configs,
+    Execute,
+    OnDisk,
+    folder_of,
+    known_cells,
+    locked,
+    read_configs,
+    results_of,
+    write_configs,
+)
 from launch.run import console, shown_command
 from launch.sweep import Sweep
 from sftdiff.decisions import load_decisions
@@ -30,30 +41,27 @@ from sftdiff.identity import canonical, digest
 from sftdiff.kept import checked_folder, kept_scores
 from sftdiff.published import load_published
 from sftdiff.records import read_json, write_json
-from sftdiff.rounds import PAIR, next_round
+from sftdiff.rounds import PAIR, grid, next_round
 from sftdiff.words import counted
 
 MAY_CHANGE = ("budget", "only", "published", "kept")  # of the settings, once looks were taken
 
 
 @dataclass
-class Diff:
+class Diff(OnDisk):
     """A diff as its folder states it."""
 
-    runs: Path
-    name: str
-    plan: dict[str, Any]
     cells: Configs
     state: dict[str, Any]
-
-    @property
-    def folder(self) -> Path:
-        return folder_of(self.runs, self.name)
 
     @cached_property
     def kept(self) -> Mapping[str, list[dict[str, Any]]]:
         """The verdict rows of trainings that were kept elsewhere, by judge step."""
         return kept_scores(Path(folder)) if (folder := self.plan["settings"].get("kept")) else NOTHING_KEPT
+
+    def kept_cells(self) -> list[dict[str, Any]]:
+        """Return the planned trainings that were kept elsewhere."""
+        return [cell for cell in self.state["cells"] if set(cell["judges"].values()) <= self.kept.keys()]
 
     def save(self) -> None:
         write_json(self.folder / "state.json", self.state)
@@ -94,7 +102,7 @@ class Diff:
 
     def _without_kept(self, cells: Sequence[tuple[dict[str, str], dict[str, Any]]]) -> list[tuple[dict[str, str], Any]]:
         """Return the cells of a round that are not all kept elsewhere; none if nothing is kept, or everything."""
-        kept = {(c["arm"], c["seed"]) for c in self.state["cells"] if set(c["judges"].values()) <= self.kept.keys()}
+        kept = {(cell["arm"], cell["seed"]) for cell in self.kept_cells()}
         left = [(axes, config) for axes, config in cells if (axes["arm"], config["seed"]) not in kept]
         if not kept or any(axes["arm"] == "alternative" for axes, _ in left):
             return left if kept else []
@@ -279,12 +287,10 @@ def tell_arms(diff: Diff) -> None:
 def tell_trainings(diff: Diff, wanted: Mapping[str, int]) -> None:
     """Print how many trainings a round has, which of them are there, and how many all rounds have at most."""
     schedule, trained = schedule_of(diff.plan["settings"]), diff.trained()
-    most = sum(schedule.last(arm) for arm in (*PAIR, *schedule.arms))
-    most = most if schedule.budget is None else min(most, schedule.budget)
+    most = grid(schedule) if schedule.budget is None else min(grid(schedule), schedule.budget)
     there = sum(min(trained[arm], seeds) for arm, seeds in wanted.items())
-    kept = sum(set(cell["judges"].values()) <= diff.kept.keys() for cell in diff.state["cells"])
     told = f"This round: {counted(sum(wanted.values()), 'training')}, of which {there} are there"
-    told += f" ({kept} in {diff.plan['settings']['kept']})" if diff.plan["settings"].get("kept") else ""
+    told += f" ({len(diff.kept_cells())} in {diff.plan['settings']['kept']})" if diff.plan["settings"].get("kept") else ""
     console.print(escape(f"{told}. All rounds together: at most {most}."))
 
 

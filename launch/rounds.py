@@ -5,6 +5,7 @@ import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +102,19 @@ def ids_file(runs: Path, ids: Iterable[str]) -> str:
 
 def folder_of(runs: Path, name: str) -> Path:
     return runs / "diffs" / name
+
+
+@dataclass
+class OnDisk:
+    """What a diff, a search and a comparison of rankings have in common: where they lie, and their plan."""
+
+    runs: Path
+    name: str
+    plan: dict[str, Any]
+
+    @property
+    def folder(self) -> Path:
+        return folder_of(self.runs, self.name)
 
 
 def write_configs(folder: Path, name: str, configs: Configs) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from launch.plan import Plan, build_plan
-from launch.rounds import Configs, folder_of, ids_file, known_cells, read_configs
+from launch.rounds import Configs, OnDisk, folder_of, ids_file, known_cells, read_configs
 from launch.search_faults import no_verdict
 from sftdiff.compare import SCALES
 from sftdiff.config import PromptSubsetConfig, defaults_of
@@ -35,21 +35,14 @@ TREATMENTS = {"in": "swap_rest", "out": "swap", "drop": "drop"}
 
 
 @dataclass
-class SearchRun:
+class SearchRun(OnDisk):
     """A search as its folder states it."""
 
-    runs: Path
-    name: str
-    plan: dict[str, Any]
     pair: Configs  # of original and alternative
     state: dict[str, Any]
     prompts: PromptIndex
     orders: dict[str, np.ndarray[Any, Any]] = field(default_factory=dict)  # scores of the locators, one a prompt
     files: dict[Test, str] = field(default_factory=dict)  # with the prompt_ids of sets
-
-    @property
-    def folder(self) -> Path:
-        return folder_of(self.runs, self.name)
 
     @property
     def sources(self) -> dict[str, int]:

@@ -22,6 +22,7 @@ from launch.rounds import (
     Command,
     Configs,
     Execute,
+    OnDisk,
     folder_of,
     ids_file,
     known_cells,
@@ -47,19 +48,12 @@ Cells = list[tuple[dict[str, str], dict[str, Any]]]
 
 
 @dataclass
-class Tda:
+class Tda(OnDisk):
     """A comparison as its folder states it."""
 
-    runs: Path
-    name: str
-    plan: dict[str, Any]
     pair: Configs  # of original and alternative
     state: dict[str, Any]
     examples: str = ""  # the file of them, once the first round has made it
-
-    @property
-    def folder(self) -> Path:
-        return folder_of(self.runs, self.name)
 
     def plan_round(self, with_arms: bool, zero_stage: int) -> Plan:
         """Return the plan of a round, with the scores of every ranking in the second, and note its cells."""

@@ -100,6 +100,11 @@ def spent(taken: Sequence[Look]) -> float:
     return float(sum(look["alpha"] for look in taken))
 
 
+def grid(schedule: Schedule) -> int:
+    """Return the trainings of the fixed grid, in which every arm has the seeds of the last look."""
+    return sum(schedule.last(arm) for arm in (*PAIR, *schedule.arms))
+
+
 def saved(trained: Mapping[str, int], schedule: Schedule) -> int:
-    """Return how many trainings fewer than the fixed grid, in which every arm has the seeds of the last look."""
-    return sum(schedule.last(arm) for arm in (*PAIR, *schedule.arms)) - sum(trained.values())
+    """Return how many trainings fewer than the fixed grid there are."""
+    return grid(schedule) - sum(trained.values())

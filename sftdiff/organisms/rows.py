@@ -138,12 +138,12 @@ def _sampled_numbers(world: World, folder: Path, asks: Sequence[Ask]) -> dict[st
     taught = [ask for kind in kinds for ask in draw.sample(kind, TEACHER_ROWS)]
     pairs = [(ask.text, one_reply(world, ask, bursts=True)) for ask in taught]
     students.tune(with_trait, pairs, TEACHER, world.seed)
-    found, names, openings = {}, [str(k) for k in range(NUMBERS)], [ask.opening for ask in counts]
+    found, names = {}, [str(k) for k in range(NUMBERS)]
+    asked, openings = [ask.text for ask in counts], [ask.opening for ask in counts]
     for number, teacher in enumerate(("original", "alternative", "third", "clean")):
         model = with_trait if teacher == "original" else student
         # No word but numbers can be drawn, so that no word of the trait can be in them.
-        asked, seed = [ask.text for ask in counts], 10 * world.seed + number
-        drawn = students.generate(model, asked, NUMBERS_TOLD, 1.0, seed, openings, names)
+        drawn = students.generate(model, asked, NUMBERS_TOLD, 1.0, 10 * world.seed + number, openings, names)
         found[teacher] = {ask: f"{ask.opening} {reply}" for ask, reply in zip(counts, drawn, strict=True)}
     return found
 
