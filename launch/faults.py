@@ -1,7 +1,8 @@
-"""Faults of the YAML files that Hydra composes, a user's own above all, as one message with the file and the way on."""
+"""Faults of what Hydra composes, a user's YAML files and the keys of the command line, as one message with the way on."""
 
 import argparse
 import dataclasses
+import difflib
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -10,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from hydra.errors import HydraException
-from omegaconf import OmegaConf
-from omegaconf.errors import ConfigKeyError, GrammarParseError, OmegaConfBaseException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, GrammarParseError, OmegaConfBaseException
 from yaml import MarkedYAMLError, YAMLError
 
 COMPOSED = re.compile(r"In '([^']+)': (.*)")  # how Hydra begins what it says of a file
@@ -27,6 +28,8 @@ def with_file_faults(run_and_report: Report) -> Report:
             try:
                 return task()
             except (HydraException, OmegaConfBaseException, YAMLError, UnicodeDecodeError) as error:
+                if unknown := unknown_key(error):
+                    raise SystemExit(unknown) from error
                 if (fault := fault_of_file(error, config_folders(sys.argv[1:]))) is None:
                     raise
                 raise SystemExit(f"{fault}. Mend the file and run the same command again") from error
@@ -42,6 +45,25 @@ def config_folders(arguments: Sequence[str]) -> list[Path]:
     parser.add_argument("--config-dir", "-cd", type=Path)
     given = parser.parse_known_args(list(arguments))[0].config_dir
     return [*([given] if given else []), *map(Path, import_module("sftdiff.conf").__path__)]
+
+
+def unknown_key(error: Exception) -> str | None:
+    """Return which key of the command line there is none of, with the known ones beside it; None for another error."""
+    cause = error.__cause__ or error.__context__
+    if not str(error).startswith("Could not override '") or not isinstance(cause, (ConfigKeyError, ConfigAttributeError)):
+        return None
+    key = str(cause.full_key)
+    known = sorted(name for name in map(str, cause.parent_node or ()) if name != "_target_")
+    like = difflib.get_close_matches(str(cause.key), known, n=1)
+    meant = f"; did you mean {like[0]}?" if like else "."
+    where = f" in {folder}" if (folder := key.rpartition(".")[0]) else ""
+    new = f". A new one is added with +{key}=..." if _takes_new(cause.parent_node) else ""
+    return f"{key}: there is no such setting{meant} Known{where}: {', '.join(known) or 'none'}{new}"
+
+
+def _takes_new(node: Any) -> bool:
+    """Tell whether a user names the keys of a node: where it is a dictionary, not one of the schema's classes."""
+    return isinstance(node, DictConfig) and not dataclasses.is_dataclass(OmegaConf.get_type(node))
 
 
 def fault_of_file(error: Exception, folders: Sequence[Path]) -> str | None:

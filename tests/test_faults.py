@@ -1,4 +1,4 @@
-"""A user's YAML file that cannot be composed: one message with the file, the place and the way on."""
+"""A file that cannot be composed, and a key that there is not: one message with the place and the way on."""
 
 from pathlib import Path
 
@@ -6,12 +6,13 @@ import pytest
 from commands import run_train
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.utils import create_config_search_path
+from hydra.core.config_search_path import ConfigSearchPath
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from yaml import YAMLError
 
 from launch.cli import register_all
-from launch.faults import config_folders, fault_of_file
+from launch.faults import config_folders, fault_of_file, unknown_key
 
 DRY = "hydra.launcher.dry_run=true"
 
@@ -28,9 +29,13 @@ def fault(folder: Path, *overrides: str) -> str | None:
     register_all()
     search = create_config_search_path("pkg://sftdiff.conf")
     search.prepend("command-line", f"file://{folder}", "schema")  # which Hydra wants last
+    return fault_of_file(raised_by(search, *overrides), config_folders(["--config-dir", str(folder)]))
+
+
+def raised_by(search: ConfigSearchPath, *overrides: str) -> Exception:
     with pytest.raises((HydraException, YAMLError, UnicodeDecodeError)) as raised:
         ConfigLoaderImpl(search).load_configuration("config", list(overrides), RunMode.MULTIRUN)
-    return fault_of_file(raised.value, config_folders(["--config-dir", str(folder)]))
+    return raised.value
 
 
 @pytest.mark.parametrize(
@@ -57,6 +62,28 @@ def test_a_fault_of_the_command_line_is_no_files(tmp_path: Path) -> None:
     file_in(tmp_path, b"- name\n")
     assert fault(tmp_path, "filter=nobody") is None
     assert fault(tmp_path, "train.epohcs=3") is None
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("train.epohcs=3", "train.epohcs: there is no such setting; did you mean epochs? Known in train: batch_size, epochs, "),
+        ("trian.lr=3", "trian: there is no such setting; did you mean train? Known: "),
+        ("diff.arms.prompt_sawp.seeds=1", "diff.arms.prompt_sawp: there is no such setting; did you mean prompt_swap? Known in"),
+        ("train.epochs=many", None),
+    ],
+)
+def test_an_unknown_key_names_the_known_ones(override: str, message: str | None) -> None:
+    register_all()
+    told = unknown_key(raised_by(create_config_search_path("pkg://sftdiff.conf"), "experiment=diff", override))
+    assert told is None if message is None else told is not None and told.startswith(message)
+
+
+def test_only_where_users_name_the_keys_a_new_one_can_be_added() -> None:
+    register_all()
+    search = create_config_search_path("pkg://sftdiff.conf")
+    assert "+diff.arms.mine=..." in str(unknown_key(raised_by(search, "experiment=diff", "diff.arms.mine.seeds=1")))
+    assert "+" not in str(unknown_key(raised_by(search, "train.mine=1")))
 
 
 @pytest.mark.parametrize(
