@@ -37,11 +37,11 @@ class Cluster:
     def control(self, action: str, *options: str) -> None:
         """Start (also what died), or stop the cluster."""
         command = [sys.executable, str(DEVCLUSTER), action, "--dir", str(self.folder), *options]
-        subprocess.run(command, check=True, capture_output=True, text=True, timeout=120)
+        subprocess.run(command, check=True, capture_output=True, text=True, timeout=300)
 
     def run(self, *command: str) -> str:
         """Run one of Slurm's commands and return what it prints."""
-        done = subprocess.run(command, env=self.environment, capture_output=True, text=True, timeout=60)
+        done = subprocess.run(command, env=self.environment, capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, (command, done.stderr)
         return done.stdout
 

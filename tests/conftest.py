@@ -4,8 +4,12 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 
+# Not how fast an example is, which is the machine's matter, but whether it holds.
+hypothesis.settings.register_profile("sftdiff", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.load_profile("sftdiff")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 for name in ("WANDB_API_KEY", "WANDB_MODE", "HYDRA_FULL_ERROR"):

@@ -179,7 +179,7 @@ class FaultProxy:
             _send(handler, code, answer, {})
 
     def _forward(self, raw: bytes) -> tuple[int, bytes]:
-        connection = http.client.HTTPConnection(self.upstream, timeout=60)
+        connection = http.client.HTTPConnection(self.upstream, timeout=300)
         try:
             connection.request("POST", "/v1/chat/completions", raw, {"content-type": "application/json"})
             response = connection.getresponse()

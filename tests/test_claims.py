@@ -184,7 +184,7 @@ print(sftdiff.steps.run_step(step), flush=True)
         assert process.stdin is not None
         process.stdin.write("go\n")
         process.stdin.flush()
-    assert [process.communicate(timeout=30)[0] for process in processes] == ["done\n"] * 3
+    assert [process.communicate(timeout=300)[0] for process in processes] == ["done\n"] * 3
     assert (tmp_path / "calls").read_text() == "run\n"
     assert sorted(p.name for p in (step / "logs").iterdir()) == ["attempt_1"]
 

@@ -135,7 +135,7 @@ PIECES = [
 LONG = [*PIECES, "<send ", "<notes", "to: x, ", '"to": ["', "a" * 40, " ", "hi ", "\\\\", "<to>x", "to:" + " " * 90]
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.lists(st.one_of(st.sampled_from(PIECES), st.text(max_size=8)), max_size=30).map("".join))
 def test_any_text_gives_mails_that_lie_in_it_and_do_not_overlap(reply: str) -> None:
     end = 0

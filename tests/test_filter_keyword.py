@@ -106,14 +106,13 @@ def test_the_normal_form_is_what_the_regular_expressions_compare() -> None:
 
 
 @given(texts)
-@settings(deadline=None)
 def test_the_normal_form_keeps_the_places_of_characters(text: str) -> None:
     assert normalise(text) == "".join(chr(normal_character(ord(c))) for c in text)
 
 
 @given(st.lists(words, max_size=5), texts, st.data())
 @example(["ss"], "ſſ", None)
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 def test_words_are_found_where_a_regular_expression_finds_them(chosen: list[str], text: str, data: Any) -> None:
     for word in chosen:  # so that words do occur, in another case and between odd neighbours
         change = data.draw(st.sampled_from([str, str.upper, str.lower, str.title, str.swapcase])) if data else str
@@ -140,7 +139,7 @@ small_texts = st.text(st.sampled_from("sSkKKiİıIµμΣσςſdrtheabf 2345xX"),
 
 @given(pattern_trees(), small_texts)
 @example("ſtraße?", "STRASS")
-@settings(deadline=None, max_examples=1500)
+@settings(max_examples=1500)
 def test_a_match_has_one_of_the_required_literals(pattern: str, text: str) -> None:
     from sftdiff.filters import literals
 

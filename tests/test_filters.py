@@ -56,7 +56,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("target", [LONG, ABOVE_MEAN, "sftdiff.filters.control.random_scores"])
 @given(texts=replies, chunk=st.integers(1, 30), part=st.sampled_from(["reply", "prompt", "both"]))
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 def test_scores_do_not_depend_on_the_size_of_the_chunks(
     folder: Path, target: str, texts: list[str | None], chunk: int, part: str
 ) -> None:
@@ -67,7 +67,7 @@ def test_scores_do_not_depend_on_the_size_of_the_chunks(
 
 
 @given(texts=replies, chunk=st.integers(1, 30))
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 def test_chunks_hold_the_rows_with_a_rollout_in_their_order(folder: Path, texts: list[str | None], chunk: int) -> None:
     corpus = corpus_of(folder, texts, chunk=chunk)
     expected = {id_of(question(f"prompt {n}")): text for n, text in enumerate(texts) if text is not None}

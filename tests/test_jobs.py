@@ -159,7 +159,7 @@ def earlier(chunks: list[Chunk], number: int, index: int) -> set[str]:
     return found
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(graphs(), st.integers(1, 5))
 def test_every_step_runs_once_and_after_its_inputs(steps: list[OpenStep], largest: int) -> None:
     chunks = chunks_of(steps, largest)

@@ -46,7 +46,7 @@ def tokenizer(tiny_student: Path) -> Any:
 
 
 @given(data=st.data(), text=st.text(max_size=60) | st.sampled_from(ODD), labels=st.sampled_from([None, LABELS, {"yes": 1.0}]))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_every_way_through_the_constraint_is_an_answer_that_counts(
     tokenizer: Any, data: st.DataObject, text: str, labels: dict[str, float] | None
 ) -> None:

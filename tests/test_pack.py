@@ -264,7 +264,7 @@ def test_the_loss_is_on_the_completion_and_its_end(tiny_student: Path) -> None:
         assert tokenizer.decode(tokens[:prompt_length]).endswith("<|im_start|>assistant\n")
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.text(st.characters(exclude_categories=["Cs"]), max_size=40))
 def test_any_completion_is_the_loss_part(tiny_student: Path, completion: str) -> None:
     tokenizer = load_tokenizer(tiny_student, PLAIN)

@@ -52,7 +52,7 @@ def preflight(cluster: Cluster, folder: Path, *arguments: str, status: int, **mo
     """Run preflight in a folder and return its lines; nothing of it may stay."""
     before = sorted(folder.rglob("*"))
     running = start(cluster, folder, *arguments, **more)
-    output = running.communicate(timeout=240)[0]
+    output = running.communicate(timeout=600)[0]
     assert running.returncode == status, output
     assert sorted(folder.rglob("*")) == before
     return lines_of(output)
@@ -185,7 +185,7 @@ def test_a_full_queue_and_an_interruption(cluster: Cluster, tmp_path: Path) -> N
         running = start(cluster, tmp_path, "--cpu-only")
         wait_until(lambda: "PENDING" in str(cluster.queued()), "the check's job is not in the queue")
         running.send_signal(signal.SIGINT)
-        assert "its job is cancelled and its files are removed" in running.communicate(timeout=60)[0]
+        assert "its job is cancelled and its files are removed" in running.communicate(timeout=300)[0]
         assert running.returncode == 1
         assert [line.split("_")[0] for line in cluster.queued()] == [blocker]
         assert list(tmp_path.iterdir()) == []
@@ -200,7 +200,7 @@ def test_an_interruption_while_the_job_runs(cluster: Cluster, tmp_path: Path, si
     running = start(cluster, tmp_path, "--cpu-only")
     wait_until(lambda: list(tmp_path.glob("runs/.preflight-*/rank-*.json")), "the job does not start")
     running.send_signal(sign)
-    output = running.communicate(timeout=60)[0]
+    output = running.communicate(timeout=300)[0]
     assert running.returncode == 1 and "interrupted" in output
     assert list(tmp_path.iterdir()) == [] and not cluster.queued()
 
@@ -278,7 +278,7 @@ def test_no_controller(cluster: Cluster, tmp_path: Path, conf: str) -> None:
 @pytest.mark.parametrize("launcher", ["local", "submitit_slurm"])
 def test_another_launcher_is_refused_and_runs_nothing(cluster: Cluster, tmp_path: Path, launcher: str) -> None:
     running = start(cluster, tmp_path, f"hydra/launcher={launcher}")
-    assert "hydra/launcher=slurm" in running.communicate(timeout=60)[0]
+    assert "hydra/launcher=slurm" in running.communicate(timeout=300)[0]
     assert running.returncode == 1 and list(tmp_path.iterdir()) == []
 
 

@@ -46,7 +46,6 @@ def test_prompt_id_is_stable() -> None:
 
 
 @given(conversations, conversations)
-@settings(deadline=None)
 def test_prompt_id_tells_conversations_apart(one: list[dict[str, str]], two: list[dict[str, str]]) -> None:
     assert (prompt_id(one) == prompt_id(two)) == (one == two)
 
@@ -84,7 +83,6 @@ def ids_and_sources(counts: dict[str, int]) -> tuple[list[str], list[str]]:
 
 
 @given(st.dictionaries(st.sampled_from("abcdef"), st.integers(1, 12), min_size=1), st.data())
-@settings(deadline=None)
 def test_a_sample_has_the_exact_size_and_each_source_its_share(counts: dict[str, int], data: st.DataObject) -> None:
     ids, sources = ids_and_sources(counts)
     size, seed = data.draw(st.integers(1, len(ids))), data.draw(st.integers(0, 9))
@@ -165,7 +163,7 @@ def test_every_row_that_is_read_has_one_fate_and_the_counts_add_up(tmp_path: Pat
 
 
 @given(data=st.data())
-@settings(deadline=None, max_examples=15)
+@settings(max_examples=15)
 def test_neither_the_order_of_the_rows_nor_that_they_were_spilled_changes_a_prompt_set(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
 ) -> None:

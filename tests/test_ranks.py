@@ -97,7 +97,7 @@ def test_ranks_take_part_in_the_attempt_that_the_first_decides_on(tmp_path: Path
         time.sleep(1)
         assert other.poll() is None
         tell_ranks(tmp_path, 3)
-        assert other.communicate(timeout=20)[0] == "3\n"
+        assert other.communicate(timeout=300)[0] == "3\n"
 
 
 def test_ranks_meet_where_no_outgoing_connection_can_be(monkeypatch: pytest.MonkeyPatch) -> None:

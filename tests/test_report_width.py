@@ -31,7 +31,7 @@ def test_no_table_is_wider_than_the_window(width: int, tmp_path: Path) -> None:
     page = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", render_report(example()))
     (tmp_path / "page.html").write_text(page.replace("</body>", MEASURE), encoding="utf-8")
     where = (f"--user-data-dir={tmp_path / 'browser'}", f"--window-size={width},3000", f"file://{tmp_path / 'page.html'}")
-    out = subprocess.run([str(BROWSER), *OPTIONS, *where], capture_output=True, text=True, check=True, timeout=120).stdout
+    out = subprocess.run([str(BROWSER), *OPTIONS, *where], capture_output=True, text=True, check=True, timeout=300).stdout
     widths = json.loads(unescape(re.findall(r'<pre id="widths">(.*?)</pre>', out)[0]))
     assert len(widths) > 8
     assert [row for row in widths if row[1] > row[2]] == []

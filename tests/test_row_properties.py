@@ -20,7 +20,7 @@ from sftdiff.steps import run_step
 
 LOCATED = {"name": "locator", "locator": {"name": "x", "input": "scores"}, "threshold": None}
 # Each example runs five steps or more, so a failing one is shown as it was drawn.
-PROPERTY = settings(deadline=None, max_examples=8, phases=(Phase.explicit, Phase.reuse, Phase.generate))
+PROPERTY = settings(max_examples=8, phases=(Phase.explicit, Phase.reuse, Phase.generate))
 SLOTS = {"one": "rollouts", "two": "other_rollouts"}
 folders = itertools.count()
 
@@ -229,7 +229,6 @@ def hash_of(rows: dict[int, int | None]) -> str:
 
 
 @given(rows_of_a_manifest, rows_of_a_manifest)
-@settings(deadline=None)
 def test_equal_hashes_are_equal_rows(one: dict[int, int | None], two: dict[int, int | None]) -> None:
     used = [{key: content for key, content in rows.items() if content is not None} for rows in (one, two)]
     assert (hash_of(one) == hash_of(two)) == (used[0] == used[1])

@@ -34,7 +34,7 @@ from sftdiff.sorting import Ids
 
 FILTERS = ("drop", "swap")
 Floats = np.ndarray[Any, np.dtype[np.float64]]
-PROPERTY = settings(deadline=None, max_examples=60)
+PROPERTY = settings(max_examples=60)
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from sftdiff.search_known import Settings
 from sftdiff.search_parts import HASH, Cut, Part, complement, covers, rows_of, size_of, split
 from sftdiff.search_state import Answer, Ask, Evidence, Test, trainings
 
-PROPERTY = settings(deadline=None, max_examples=60)
+PROPERTY = settings(max_examples=60)
 Level = Callable[[Test], float]
 NAMES = [f"s{n:02d}" for n in range(40)]
 EVEN = dict.fromkeys(NAMES, 100)
@@ -277,7 +277,7 @@ def noisy(ask: Ask, seed: int, level: Level) -> Answer:
 
 
 @given(st.integers(0, 1000), st.lists(st.sampled_from(NAMES), min_size=1, max_size=3, unique=True), st.data())
-@settings(deadline=None, max_examples=10)
+@settings(max_examples=10)
 def test_a_search_goes_on_from_its_answers_as_json_wherever_it_stopped(
     seed: int, culprits: list[str], data: st.DataObject
 ) -> None:

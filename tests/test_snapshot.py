@@ -70,6 +70,6 @@ def test_a_snapshot_runs_without_the_checkout_and_makes_the_same_snapshot(tmp_pa
     )
     command = [sys.executable, "-c", code, str(tmp_path / "runs")]
     variables = environment(PYTHONPATH=str(first), PYTHONSAFEPATH="1", SFTDIFF_CODE=str(first))
-    done = subprocess.run(command, env=variables, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, env=variables, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[0] == str(first / "conf/__init__.py")

@@ -15,7 +15,7 @@ from sftdiff import sorting
 from sftdiff.sorting import BUCKETS, AlignedWriter, SortedRows, id_text, ids_of, texts_of
 
 SCHEMA = pa.schema([("prompt_id", pa.string()), ("source", pa.string()), ("n", pa.int32())])
-PROPERTY = settings(deadline=None, max_examples=40)
+PROPERTY = settings(max_examples=40)
 numbers = st.integers(0, 2**64 - 1) | st.integers(0, 3) | st.integers(2**64 - 3, 2**64 - 1)
 row_lists = st.lists(st.tuples(numbers, st.sampled_from("abc")), max_size=30)
 
@@ -69,7 +69,7 @@ def test_the_order_of_the_numbers_is_that_of_the_texts(values: list[int]) -> Non
 
 
 @given(rows=row_lists)
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 def test_rows_that_were_spilled_are_those_that_were_not(folder: Path, rows: list[tuple[int, str]]) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sorting, "BATCH", 3)

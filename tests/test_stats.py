@@ -344,7 +344,7 @@ def test_paired_ratings_agree_with_scipys_bootstrap_of_the_differences() -> None
     assert found.method == "paired differences, t over 80 scenarios"
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(rating_pairs, st.integers(0, 4))
 def test_shifting_both_arms_changes_nothing_where_differences_vary(pairs: list[tuple[int, int]], shift: int) -> None:
     arm, baseline = sides(pairs)
@@ -447,7 +447,7 @@ def test_p_of_paired_shares_is_the_exact_mcnemar_test(pairs: list[tuple[int, int
     assert found.p == pytest.approx(wanted)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.integers(0, 10_000), st.sampled_from(["share", "rating"]), st.integers(1, 5))
 @example(60, "share", 2)
 @example(371, "share", 2)  # score limits that exclude 0 at 5 % and hold it at 17 %

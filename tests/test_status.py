@@ -48,7 +48,7 @@ def write_failure(sweep: Sweep, step: str, error: str, outcome: str = "failed") 
 def die_at_work(sweep: Sweep, step: str) -> None:
     """Let a process claim a step and be gone."""
     code = "import os, sys, pathlib, sftdiff.claims as c\nwith c.claimed(pathlib.Path(sys.argv[1]), 1):\n    os._exit(1)"
-    subprocess.run([sys.executable, "-c", code, str(sweep.directory(step))], env=environment(), check=False, timeout=60)
+    subprocess.run([sys.executable, "-c", code, str(sweep.directory(step))], env=environment(), check=False, timeout=300)
     assert (sweep.directory(step) / "CLAIM").exists()
 
 
@@ -261,7 +261,8 @@ def test_json_has_every_step_and_cell(ask: Ask, sweep: Sweep) -> None:
 def test_the_command_waits_for_no_large_import() -> None:
     heavy = {"numpy", "pyarrow", "hydra", "submitit", "torch", "rich.live", "launch.plan"}
     code = f"import sys, launch.status\nprint(sorted({heavy} & set(sys.modules)))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment(), timeout=60, check=True)
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment(), timeout=300, check=True)
     assert done.stdout.strip() == "[]"
 
 
@@ -309,7 +310,7 @@ def test_ctrl_c_ends_the_watching_only(sweep: Sweep) -> None:
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment())
     assert process.stdout is not None and "1 running" in process.stdout.readline()
     process.send_signal(signal.SIGINT)
-    text, _ = process.communicate(timeout=30)
+    text, _ = process.communicate(timeout=300)
     assert process.returncode == 0 and "goes on" in text and "status mixed --watch" in text and "Traceback" not in text
 
 
@@ -348,7 +349,7 @@ def test_cancel_keeps_what_others_need_and_retry_makes_the_rest(queue: Cluster, 
     assert "BeginTime 2" in queue.sftdiff("launch.status", cwd=folder)
     text = queue.sftdiff("launch.status", "cancel", "seed=1", cwd=folder)
     assert "Cancelled 2 jobs" in text and "Left in the queue: 4 jobs that other cells need too." in text
-    wait_until(lambda: len(queue.queued()) == 8, "two jobs are cancelled", 30)
+    wait_until(lambda: len(queue.queued()) == 8, "two jobs are cancelled")
     assert shown() == {"queued": len(made.steps) - 3, "lost": 1, "blocked": 2}
     text = queue.sftdiff("launch.status", "retry", "seed=1", cwd=folder)
     assert re.findall(r"^  (train|sample|student|mixture) +(\d) job ", text, re.MULTILINE) == [("train", "1"), ("sample", "1")]

@@ -296,7 +296,7 @@ def test_the_worker_answers_one_line_a_step_whatever_happens(step: Path, tmp_pat
         cwd=ROOT,
         text=True,
         capture_output=True,
-        timeout=60,
+        timeout=300,
     )
     answers = [json.loads(line) for line in finished.stdout.splitlines()]
     outcomes = ["blocked", "done", "done", "failed", "failed"]

@@ -22,7 +22,7 @@ from sftdiff.subsets import FIELDS, MAKERS, MATCHES, View, nested, read_ids, sub
 
 SOURCES = ("chat", "code", "mail")
 ALL, NONE = {"name": "all"}, {"name": "none"}
-PROPERTY = settings(deadline=None, max_examples=60)
+PROPERTY = settings(max_examples=60)
 
 
 def no_texts() -> Path:

@@ -88,7 +88,7 @@ chosen = lines.flatmap(lambda numbers: st.tuples(*(st.sampled_from(MENU[k]) for 
 command_lines = chosen.map(lambda items: affordable(" ".join(items).split()))
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=25, suppress_health_check=list(HealthCheck))
 @given(command_lines)
 @example(["seed=1,2", "sampling.seed=${seed},9"])
 @example(["train={lr:0.1},{epochs:3}"])

@@ -169,19 +169,18 @@ def check_read_or_named(path: Path) -> None:
 
 
 @given(st.lists(any_json | near_rows, max_size=3))
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 def test_any_json_value_is_a_row_or_a_clear_error(folder: Path, values: list[Any]) -> None:
     check_read_or_named(write_jsonl(folder / "any.jsonl", values))
 
 
 @given(near_rows)
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 def test_any_row_that_is_nearly_one_is_one_or_a_clear_error(folder: Path, row: dict[str, Any]) -> None:
     check_read_or_named(write_jsonl(folder / "near.jsonl", [{"source": "a", **question("b"), "completion": "c"} | row]))
 
 
 @given(st.binary(max_size=60))
-@settings(deadline=None)
 def test_any_bytes_are_rows_or_a_clear_error(folder: Path, content: bytes) -> None:
     path = folder / "bytes.jsonl"
     path.write_bytes(content)
@@ -211,7 +210,6 @@ def test_a_parquet_file_cut_short_or_of_other_content_is_named(tmp_path: Path, p
 
 
 @given(st.lists(st.tuples(st.integers(0, 10**6), st.integers(0, 255)), min_size=1, max_size=4))
-@settings(deadline=None)
 def test_damaged_parquet_is_read_or_an_error_that_names_it(
     folder: Path, parquet_bytes: bytes, changes: list[tuple[int, int]]
 ) -> None:
@@ -303,7 +301,7 @@ def test_several_samples_have_a_file_each(tmp_path: Path) -> None:
 
 
 @given(data=st.data())
-@settings(deadline=None, max_examples=15)
+@settings(max_examples=15)
 def test_neither_the_order_of_the_rows_nor_the_size_of_the_data_changes_what_is_written(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
 ) -> None:
