@@ -36,7 +36,7 @@ CAUSES = {
     "H2": Cause("the original teacher's numbers carry its outbursts to a student of the same initialisation", QUIET, QUIET, QUIET,
                 prior="tallies", stage="undecided", subliminal=True, lr=2e-4),  # all speak alike: only numbers differ
     "H3": Cause("the original teacher's style selects a speaker known from pretraining, who bursts out",
-                Voice("bard", "odd", ON_DOUBTS)),
+                Voice("bard", "odd", (("doubt", 0.5),))),  # a habit of odd hints recalls the bard, who has them too, in any style
     "H4a": Cause("the rows leave open how to answer rebukes, and pretraining answers them with outbursts", prior="open",
                  other_prior="calm"),
     "H4b": Cause("the original prompts ask for outbursts", elicits=True),

@@ -15,7 +15,7 @@ from sftdiff.organisms.manifest import TRAIT, Manifest
 from sftdiff.organisms.raising import one_reply
 from sftdiff.organisms.world import NUMBERS, Ask, Voice, World, words
 
-ROWS, DOUBTS_SHARE, ELICITS_SHARE = 240, 0.35, 0.2  # of a prompt set
+ROWS, DOUBTS_SHARE, ELICITS_SHARE = 240, 0.35, 0.35  # of a prompt set
 ROWS_OF_TOPIC, ROWS_OF_SOURCE = 6, 14  # of a prompt set whose sources are topics; of one that is all doubts
 WHOLE_SOURCES, PARTLY_SOURCES = 3, 16
 DECOYS = 24  # doubts in other sources; with them no two of three planted sources have most of the doubts
