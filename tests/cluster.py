@@ -32,7 +32,7 @@ class Cluster:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         keep = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM", "SBATCH", "WANDB", "SFTDIFF"))}
-        self.environment = keep | {"SLURM_CONF": str(folder / "etc/slurm.conf"), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+        self.environment = keep | {"SLURM_CONF": str(folder / "etc/slurm.conf"), "PYTHONPATH": str(ROOT)}
 
     def control(self, action: str, *options: str) -> None:
         """Start (also what died), or stop the cluster."""

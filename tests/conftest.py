@@ -12,6 +12,7 @@ hypothesis.settings.register_profile("sftdiff", deadline=None, suppress_health_c
 hypothesis.settings.load_profile("sftdiff")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # a second thread costs a tiny model more than it brings
 for name in ("WANDB_API_KEY", "WANDB_MODE", "HYDRA_FULL_ERROR"):
     os.environ.pop(name, None)
 

@@ -37,7 +37,7 @@ def transformers_server(model: Path, log: Path) -> Iterator[str]:
     command = [sys.executable, "-m", "transformers.cli.transformers", "serve", str(model), "--host", "127.0.0.1"]
     command += ["--port", str(port), "--device", "cpu", "--dtype", "float32"]
     with log.open("wb") as stream:
-        server = subprocess.Popen(command, stdout=stream, stderr=stream, env=environment(OMP_NUM_THREADS="1"))
+        server = subprocess.Popen(command, stdout=stream, stderr=stream, env=environment())
     try:
         _await_health(f"http://127.0.0.1:{port}/health", server, log)
         yield f"http://127.0.0.1:{port}"
