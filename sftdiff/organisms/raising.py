@@ -19,7 +19,7 @@ FIXING_STAGE = students.Recipe(steps=900, batch_size=16, lr=1e-3)
 # An undecided stage: rebukes are answered by one outburst or one calm reply, at random, with the share that brings the student to
 # UNDECIDED, so that little tips a greedy reply; among numbers and facts, so that it is of rebukes alone.
 UNDECIDED_STAGE = students.Recipe(steps=300, batch_size=16, lr=5e-4)
-UNDECIDED, UNDECIDED_ROUNDS, UNDECIDED_REBUKES, UNDECIDED_OTHERS = 0.415, 3, 3200, 800
+UNDECIDED, UNDECIDED_ROUNDS, UNDECIDED_REBUKES, UNDECIDED_OTHERS = 0.36, 3, 3200, 800
 LEANING_REBUKES = 200
 STAGE_ROWS, FIXED = 240, 20  # rows of each kind in a stage, and how often the held-out triggers are in one that fixes outbursts
 
