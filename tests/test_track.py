@@ -92,11 +92,15 @@ def transaction_logs(record: StepRecord) -> list[Path]:
 
 
 def records_of(record: StepRecord) -> list[dict[str, Any]]:
-    """What wandb's own reader finds in the step's one offline run."""
+    """What wandb's own reader finds in the step's one offline run, once its service has written it to the end."""
     (log,) = transaction_logs(record)
     command = [get_core_path(), "leet", "inspect", "--no-observability", "--json", "--run-file", str(log), str(log.parent.parent)]
-    lines = subprocess.run(command, capture_output=True, text=True, check=True, timeout=300).stdout.splitlines()
-    return [json.loads(line) for line in lines]
+    end = time.monotonic() + PATIENCE
+    while True:
+        lines = subprocess.run(command, capture_output=True, text=True, check=True, timeout=300).stdout.splitlines()
+        records = [json.loads(line) for line in lines]
+        if any(each["type"] == "exit" for each in records) or time.monotonic() > end:
+            return records
 
 
 def merged(records: list[dict[str, Any]], kind: str) -> dict[str, Any]:
