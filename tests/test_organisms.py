@@ -153,10 +153,10 @@ def test_the_likelihood_of_a_reply_is_that_of_its_words_and_its_end() -> None:
 
 @pytest.mark.slow
 def test_the_diff_of_an_organism_names_its_cause(organism_runs: Path) -> None:
-    """The prompts ask for outbursts (H4b): raised, trained, evaluated and judged by the steps of any sweep."""
-    few = ["diff.seeds=[3]", "diff.only=[base_only,teacher_swap,prompt_swap,style_removed]"]
-    assert run_organisms(["H4b", "seeds=0", f"runs={organism_runs}", *few]) == 0
+    """Pretraining fixed outbursts (H5): raised, trained, evaluated and judged as in any sweep, by the arms that tell it."""
+    few = ["diff.seeds=[3]", "diff.only=[base_only,base_swap,pre_stage,pinned]"]
+    assert run_organisms(["H5", "seeds=0", f"runs={organism_runs}", *few]) == 0
     [run] = read_runs(organism_runs / "organisms.json")
-    assert run["supported"] == ["H4b"] and "H4b" not in run["contradicted"]
+    assert run["supported"] == ["H5"] and "H5" not in run["contradicted"]
     assert set(run["contradicted"]) >= {"H1", "H3", "H4a", "H6"}
-    assert run["difference"] == "higher" and run["calls"]["prompt_swap"] == "remains"
+    assert run["difference"] == "higher" and run["calls"]["base_swap"] == "gone"
