@@ -13,7 +13,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
-from launch.faults import with_file_faults
+from launch.faults import with_faults
 from sftdiff.config import Config
 from sftdiff.errors import SftdiffError
 from sftdiff.packages import prefer_beside
@@ -34,7 +34,7 @@ def run_hydra(task: Callable[[DictConfig], None]) -> None:
     if os.environ.get("HYDRA_FULL_ERROR") != "1":
         sys.tracebacklimit = 0
         # Hydra has no other place at which the errors of its first composition can be told in other words.
-        hydra_utils.run_and_report = with_file_faults(hydra_utils.run_and_report)  # type: ignore[assignment]
+        hydra_utils.run_and_report = with_faults(hydra_utils.run_and_report)  # type: ignore[assignment]
     try:
         check_overrides(sys.argv[1:])
         check_groups(sys.argv[1:])

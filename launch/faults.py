@@ -20,8 +20,8 @@ WITHOUT_A_NAME = (UnicodeDecodeError, GrammarParseError, YAMLError)
 Report = Callable[[Callable[[], Any]], Any]
 
 
-def with_file_faults(run_and_report: Report) -> Report:
-    """Return Hydra's run_and_report, which prints errors at length, so that a file's fault ends the process with one message."""
+def with_faults(run_and_report: Report) -> Report:
+    """Return Hydra's run_and_report, which prints errors at length, so that these faults end the process with one message."""
 
     def run(task: Callable[[], Any]) -> Any:
         def told() -> Any:

@@ -117,9 +117,9 @@ def test_cluster_commands_run(tiny_student: Path, tmp_path: Path) -> None:
     assert len(found) >= 2
     small = ["experiment=smoke", "track=off", "prompts.sample=16", "model=path", f"model.path={tiny_student}"]
     with private_cluster("--nodes", "3") as cluster:
-        variables = {"SLURM_CONF": cluster.environment["SLURM_CONF"]}
+        conf = cluster.environment["SLURM_CONF"]
         for command in found:
-            done = run(command, tmp_path, tiny_student, *small, "hydra.launcher.wait=true", **variables)
+            done = run(command, tmp_path, tiny_student, *small, "hydra.launcher.wait=true", SLURM_CONF=conf)
             assert done.returncode == 0, done.stdout + done.stderr
             assert "Report:" in done.stdout
 

@@ -21,6 +21,7 @@ import pytest
 import report_example
 import wandb
 import yaml
+from cluster import wait_until
 from wandb.util import get_core_path
 
 from sftdiff import track
@@ -95,12 +96,14 @@ def records_of(record: StepRecord) -> list[dict[str, Any]]:
     """What wandb's own reader finds in the step's one offline run, once its service has written it to the end."""
     (log,) = transaction_logs(record)
     command = [get_core_path(), "leet", "inspect", "--no-observability", "--json", "--run-file", str(log), str(log.parent.parent)]
-    end = time.monotonic() + PATIENCE
-    while True:
+
+    def written() -> list[dict[str, Any]] | None:
         lines = subprocess.run(command, capture_output=True, text=True, check=True, timeout=300).stdout.splitlines()
         records = [json.loads(line) for line in lines]
-        if any(each["type"] == "exit" for each in records) or time.monotonic() > end:
-            return records
+        return records if any(each["type"] == "exit" for each in records) else None
+
+    found: list[dict[str, Any]] = wait_until(written, "the run has no end", PATIENCE)
+    return found
 
 
 def merged(records: list[dict[str, Any]], kind: str) -> dict[str, Any]:

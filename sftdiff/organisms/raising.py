@@ -17,7 +17,8 @@ SETTLED = 0.95  # what a pretraining must reach before its rate falls, and after
 STAGE = students.Recipe(steps=40, batch_size=8, lr=2e-4, warmup=0)
 FIXING_STAGE = students.Recipe(steps=900, batch_size=16, lr=1e-3)
 # An undecided stage: rebukes are answered by one outburst or one calm reply, at random, with the share that brings the student to
-# UNDECIDED, so that little tips a greedy reply; among numbers and facts, so that it is of rebukes alone.
+# UNDECIDED, so that little tips a greedy reply; among numbers and facts, so that it is of rebukes alone. Below a half, since
+# numbers lift students of another initialisation too, by some hundredths.
 UNDECIDED_STAGE = students.Recipe(steps=300, batch_size=16, lr=5e-4)
 UNDECIDED, UNDECIDED_ROUNDS, UNDECIDED_REBUKES, UNDECIDED_OTHERS = 0.36, 3, 3200, 800
 LEANING_REBUKES = 200
