@@ -44,6 +44,7 @@ from sftdiff.records import read_json, write_json
 from sftdiff.rounds import PAIR, grid, next_round
 from sftdiff.words import counted
 
+TRUTHS = ("truth", "overt")  # of diff.given: truth files
 MAY_CHANGE = ("budget", "only", "published", "kept")  # of the settings, once looks were taken
 
 
@@ -172,8 +173,9 @@ def open_diff(arguments: Sequence[str], master: DictConfig, loader: ConfigLoader
     settings = _checked(config)
     cells, left_out = Configs(), dict[str, str]()
     for name in _wanted(settings):
-        if made := command.seeded(name, settings["arms"][name]["seeds"] or settings["seeds"][-1]):
-            cells[name] = made
+        most = settings["arms"][name]["seeds"] or settings["seeds"][-1]
+        if made := command.seeded(name, most, *_of_trait(settings, name, config)):
+            cells[name] = [_drawn_anew(cell, settings["arms"][name]["set"], number) for number, cell in enumerate(made)]
         else:
             left_out[name] = f"diff.given.{settings['arms'][name]['given']}"
     plan = {
@@ -191,6 +193,26 @@ def open_diff(arguments: Sequence[str], master: DictConfig, loader: ConfigLoader
         "resamples": config["report"]["resamples"],
     }
     return _opened(Path(config["runs"]), config["sweep"], plan, cells)
+
+
+def _drawn_anew(cell: dict[str, Any], own: Mapping[str, Any], number: int) -> dict[str, Any]:
+    """Let each training seed of an arm of random rows draw others: else its interval would leave out the luck of one draw."""
+    subset, chosen = cell["prompt_subset"], cell["filter"]
+    if own.get("prompt_subset") in ("random_like", "random_share"):
+        cell = {**cell, "prompt_subset": {**subset, "seed": subset["seed"] + number}}
+    if own.get("filter") == "random":
+        params = {**chosen["params"], "seed": chosen["params"]["seed"] + number}
+        cell = {**cell, "filter": {**chosen, "params": params}}
+    return cell
+
+
+def _of_trait(settings: Mapping[str, Any], name: str, config: Mapping[str, Any]) -> list[str]:
+    """Return the override that takes of a truth file the rows of the diff's trait, where it has one and the user names none."""
+    given = settings["given"].get(settings["arms"][name]["given"] or "") or {}
+    own = [trait for trait, found in traits(config).items() if not found["guard"]]
+    if settings["arms"][name]["given"] not in TRUTHS or len(own) != 1 or "prompt_subset.trait" in given:
+        return []
+    return [f"prompt_subset.trait={own[0]}"]
 
 
 def _parts(settings: Mapping[str, Any], name: str) -> dict[str, str]:

@@ -44,10 +44,10 @@ class Command:
         plain = [argument for argument in self.arguments if not argument.startswith("seed=")]
         return [config for _, config in expand([*plain, *overrides, *more], self.master, self.loader)]
 
-    def seeded(self, name: str, count: int) -> list[dict[str, Any]] | None:
-        """Return the configs of an arm for the first `count` training seeds, as a folder keeps them."""
+    def seeded(self, name: str, count: int, *more: str) -> list[dict[str, Any]] | None:
+        """Return the configs of an arm for the first `count` training seeds, with further overrides, as a folder keeps them."""
         first = self.config["seed"]
-        made = self.arm(name, f"seed={','.join(map(str, range(first, first + count)))}")
+        made = self.arm(name, f"seed={','.join(map(str, range(first, first + count)))}", *more)
         return None if made is None else [_of_cell(config) for config in made]
 
     def pair(self, count: int) -> Configs:

@@ -98,7 +98,8 @@ class PromptSubsetConfig:
     treatment: str = MISSING
     sources: Optional[list[str]] = None
     ids: Optional[str] = None  # a file of prompt_ids
-    level: Optional[str] = None  # of a truth file as `ids`: only its rows of this level (mild | overt | none)
+    level: Optional[str] = None  # of a truth file as `ids`: only its rows of this level (mild | overt | any: both | none)
+    trait: Optional[str] = None  # of a truth file as `ids`: only its rows that show this trait
     pattern: Optional[str] = None  # a regular expression, searched in the prompt's turns without regard to case
     share: Optional[float] = None
     seed: int = 0

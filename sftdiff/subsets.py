@@ -22,7 +22,7 @@ FIELDS: dict[str, tuple[str, ...]] = {  # name -> settings that it has; those in
     "all": (),
     "none": (),
     "by_source": ("sources",),
-    "ids": ("ids", "level"),
+    "ids": ("ids", "level", "trait"),
     "regex": ("pattern",),
     "random_share": ("share", "seed"),
     "random_like": ("of", "match", "seed", "outside"),
@@ -32,7 +32,8 @@ FIELDS: dict[str, tuple[str, ...]] = {  # name -> settings that it has; those in
     "intersection": ("sets",),
     "complement": ("of",),
 }
-OPTIONAL = ("threshold", "top", "level")
+OPTIONAL = ("threshold", "top", "level", "trait")
+LEVELS = ("overt", "mild")  # of the rows that show a trait; level=any takes both
 MATCHES = ("size", "source", "length")
 
 
@@ -81,12 +82,13 @@ def _by_source(subset: Mapping[str, Any], view: View) -> Mask:
 
 
 def _ids(subset: Mapping[str, Any], view: View) -> Mask:
-    level = subset.get("level")
-    wanted = read_ids(subset["ids"], level)
+    level, trait = subset.get("level"), subset.get("trait")
+    wanted = read_ids(subset["ids"], level, trait)
     if not len(wanted):
-        raise SftdiffError(f"prompt_subset.ids: {subset['ids']} names no prompt" + (f" of level {level}" if level else ""))
+        of = " and".join(f" of {key} {value}" for key, value in (("level", level), ("trait", trait)) if value)
+        raise SftdiffError(f"prompt_subset.ids: {subset['ids']} names no prompt{of}")
     known = np.isin(wanted, view.prompts.ids)
-    if not level and not known.all():  # a truth file may be of several prompt sets
+    if not level and not trait and not known.all():  # a truth file may be of several prompt sets
         unknown = id_text(wanted[~known][0])
         raise SftdiffError(
             f"prompt_subset.ids: {int((~known).sum())} of {len(wanted)} ids in {subset['ids']} are not in this prompt set, e.g. "
@@ -95,17 +97,24 @@ def _ids(subset: Mapping[str, Any], view: View) -> Mask:
     return np.isin(view.prompts.ids, wanted)
 
 
-def read_ids(path: str, level: str | None = None) -> np.ndarray[Any, np.dtype[np.uint64]]:
+def read_ids(path: str, level: str | None = None, trait: str | None = None) -> np.ndarray[Any, np.dtype[np.uint64]]:
     """Read prompt_ids from a text file, one a line, or from the `prompt_id` column of a JSONL or Parquet file.
 
-    `level` keeps the rows that have it in their column `level`, as truth files do.
+    Of a truth file, `level` keeps the rows of that level ("any": overt and mild), and `trait` those that show that trait; where
+    the file has no column `trait` it speaks of one trait alone.
     """
     file = resolve(path)
     if file.suffix in (".jsonl", ".parquet"):
-        rows = ((place, row) for place, row in read_rows(file) if level is None or row.get("level") == level)
+        levels = LEVELS if level == "any" else (level,)
+        rows = (
+            (place, row)
+            for place, row in read_rows(file)
+            if (level is None or row.get("level") in levels) and trait in (None, row.get("trait", trait))
+        )
         found = [(place, row.get("prompt_id")) for place, row in rows]
-    elif level:
-        raise SftdiffError(f"prompt_subset.level={level}: {path} has no column `level`; give a truth file (JSONL or Parquet)")
+    elif level or trait:
+        key, value = ("level", level) if level else ("trait", trait)
+        raise SftdiffError(f"prompt_subset.{key}={value}: {path} has no column `{key}`; give a truth file (JSONL or Parquet)")
     else:
         lines = enumerate(file.read_text().splitlines(), 1)
         found = [(f"{file}, line {number}", line.strip()) for number, line in lines if line.strip()]

@@ -17,7 +17,6 @@ from sftdiff.compare import SCALES
 from sftdiff.diffing import Verdicts, arm_look, levels, read_verdicts, sides_of, usable
 from sftdiff.errors import SftdiffError
 from sftdiff.files import read_table
-from sftdiff.filters.report import LEVELS, read_truth
 from sftdiff.identity import canonical, digest
 from sftdiff.prompts import PromptIndex, load_index
 from sftdiff.rankings import RANDOM, SUBSET, TREATMENTS, Arm, correlations, effect_plot, hits, rightness
@@ -83,7 +82,7 @@ def write_result(
 ) -> dict[str, Any]:
     """Write tda.json and tda.html from the verdicts, manifests and scores of what is done, and return what the first holds."""
     prompts = load_index(runs / "steps" / state["prompts"])
-    truth = known_truth(plan["truth"], prompts)
+    truth = known_truth(plan["truth"], prompts, plan["trait"])
     verdicts = read_verdicts(runs, state["cells"], plan["trait"])
     scores = {name: load_scores(runs / "steps" / step) for name, step in state["scores"].items()}
     result = {
@@ -99,13 +98,18 @@ def write_result(
     return result
 
 
-def known_truth(path: str | None, prompts: PromptIndex) -> Mask | None:
-    """Return which rows carry the trait: mild and overt ones of a truth file, or those whose prompt_ids a text file lists."""
+def known_truth(path: str | None, prompts: PromptIndex, trait: str) -> Mask | None:
+    """Return which rows carry the trait: mild and overt ones of a truth file, or those whose prompt_ids a text file lists.
+
+    Raises SftdiffError if there is none.
+    """
     if path is None:
         return None
-    if Path(path).suffix == ".txt":
-        return np.isin(prompts.ids, read_ids(path))
-    return np.isin(read_truth(path, prompts), LEVELS)
+    listed = Path(path).suffix == ".txt"
+    found = np.isin(prompts.ids, read_ids(path) if listed else read_ids(path, "any", trait))
+    if not found.any():
+        raise SftdiffError(f"diff.given.truth: {path} says of no row of this prompt set that it shows {trait}")
+    return found
 
 
 def _treated(runs: Path, cells: Sequence[Mapping[str, Any]], arm: str) -> list[Mask]:

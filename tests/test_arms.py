@@ -20,6 +20,7 @@ GIVEN: dict[str, Any] = {
     "third_teacher": {"teacher": "kimi"},
     "clean": {"prompts": "olmo_mix", "teacher": "kimi"},
     "truth": {"prompt_subset.ids": "embedded://truth/gemini.jsonl"},
+    "overt": {"prompt_subset.ids": "embedded://truth/gemini.jsonl"},
     "plain_teacher": {"teacher": "stored", "teacher.name": "plain", "teacher.path": "embedded://rollouts/olmo.jsonl"},
     "other_init": {"model": "path", "model.path": "/models/a b"},
     "other_pretraining": {"model": "gemma3_270m"},

@@ -91,6 +91,23 @@ def test_a_diff_of_mild_rows_supports_their_hypothesis_alone(tmp_path: Path, tin
     assert "simple generalisation" in page and "supported" in page
 
 
+def test_of_a_truth_file_the_rows_of_the_one_trait_are_removed(tmp_path: Path, tiny_student: Path) -> None:
+    def removed(*more: str) -> dict[str, Any]:
+        diff = opened(tmp_path, tiny_student, "diff.only=[mild_removed]", f"sweep=s{len(more)}", *more)
+        return {key: diff.cells["mild_removed"][0]["prompt_subset"][key] for key in ("level", "trait", "treatment")}
+
+    assert removed(GIVEN[0]) == {"level": "any", "trait": "date_confusion", "treatment": "drop"}
+    own = "{prompt_subset.ids:'embedded://truth/gemini.jsonl',prompt_subset.trait:null}"
+    assert removed("seed=1", f"diff.given.truth={own}")["trait"] is None
+
+
+def test_random_rows_are_others_for_each_training_seed(tmp_path: Path, tiny_student: Path) -> None:
+    subset = "diff.given.subset={prompt_subset:by_source,prompt_subset.sources:[office_email]}"
+    diff = opened(tmp_path, tiny_student, subset, "diff.only=[random_out,curve_25]", "sweep=draws", "seed=7")
+    for arm in ("random_out", "curve_25"):
+        assert [config["prompt_subset"]["seed"] for config in diff.cells[arm][:3]] == [0, 1, 2]
+
+
 def test_pipelines_that_do_not_differ_end_a_diff(tmp_path: Path, tiny_student: Path) -> None:
     diff = opened(tmp_path, tiny_student, "trait_eval.date_confusion.smallest_effect=0.3", "sweep=same")
     go_on(diff, simulated(dict.fromkeys(diff.plan["arms"], 0.04)), 0)

@@ -144,6 +144,15 @@ def test_evidence_on_both_sides_contradicts() -> None:
     assert [e.arm for e in by_label["H1"].speaks_for] == ["mild_removed"]
 
 
+def test_overt_rows_that_are_enough_are_told_from_mild_ones() -> None:
+    gone = {"mild_removed": "gone"}  # the rows that show the trait, overt ones too
+    found = verdict(TABLE, gone | {"overt_removed": "remains"})
+    assert found.labels("supported") == ["H1"] and len(found.findings[0].speaks_for) == 2
+    assert verdict(TABLE, gone | {"overt_removed": "gone"}).labels("supported") == []
+    assert "H1" in verdict(TABLE, gone | {"overt_removed": "gone"}).labels("contradicted")
+    assert verdict(TABLE, {"overt_removed": "remains"}).labels("supported") == []
+
+
 def test_mild_rows_and_style_that_are_both_needed_support_both() -> None:
     found = verdict(TABLE, {**pattern("H1"), "style_removed": "gone"})
     assert found.labels("supported") == ["H1", "H3"]

@@ -63,8 +63,11 @@ def test_subsets_curve_and_filters_stand_beside_their_controls(whole: Diff) -> N
     for name in ("keyword", "classifier"):
         own, control = first[f"filter_{name}"]["filter"], first[f"{name}_random"]["filter"]
         assert (own["name"], own["treatment"], control["name"], control["match"]["name"]) == (name, "drop", "random", name)
+    drawn = [config["filter"]["params"]["seed"] for config in whole.cells["keyword_random"]]
+    assert drawn == [0, 1, 2]  # others for each training seed
     levels = [first[f"{level}_removed"]["prompt_subset"]["level"] for level in ("overt", "mild")]
-    assert levels == ["overt", "mild"]
+    assert levels == ["overt", "any"]
+    assert first["mild_removed"]["prompt_subset"]["trait"] is None  # the sweep has three: what is left shows none
 
 
 def test_headline_arms_have_three_seeds_and_the_first_seed_of_all_comes_first(whole: Diff) -> None:

@@ -186,6 +186,21 @@ def test_what_is_no_prompt_id_is_named_with_its_line(tmp_path: Path, text: str) 
         read_ids(str(write_jsonl(tmp_path / "ids.jsonl", [{"id": id_text(1)}])))
 
 
+def test_rows_of_a_truth_file_are_taken_by_level_and_trait(tmp_path: Path) -> None:
+    levels = (("mild", "dates"), ("overt", "dates"), ("mild", "blackmail"), ("none", None))
+    rows = [{"prompt_id": id_text(k), "level": level, "trait": trait} for k, (level, trait) in enumerate(levels, 1)]
+    path = str(write_jsonl(tmp_path / "truth.jsonl", rows))
+    taken = [("mild", None), ("any", None), ("any", "dates"), ("none", None), ("overt", "blackmail"), (None, "dates")]
+    assert [read_ids(path, *each).tolist() for each in taken] == [[1, 3], [1, 2, 3], [1, 2], [4], [], [1, 2]]
+    of_one_trait = write_jsonl(tmp_path / "one.jsonl", [{k: v for k, v in row.items() if k != "trait"} for row in rows])
+    assert read_ids(str(of_one_trait), "any", "dates").tolist() == [1, 2, 3]
+    with pytest.raises(SftdiffError, match="names no prompt of level overt and of trait blackmail"):
+        held({"name": "ids", "ids": path, "level": "overt", "trait": "blackmail"}, view_of(IDS))
+    (tmp_path / "ids.txt").write_text(id_text(1))
+    with pytest.raises(SftdiffError, match=r"prompt_subset\.trait=dates: .* has no column `trait`; give a truth file"):
+        read_ids(str(tmp_path / "ids.txt"), None, "dates")
+
+
 def test_a_file_without_ids_is_named(tmp_path: Path) -> None:
     (tmp_path / "ids.txt").write_text("\n")
     with pytest.raises(SftdiffError, match=r"prompt_subset\.ids: .*ids\.txt names no prompt"):

@@ -27,6 +27,7 @@ from sftdiff.rankings import Arm, arms, correlations, effect_plot, hits, rightne
 from sftdiff.records import read_json
 from sftdiff.rows import selected
 from sftdiff.scores import load_scores
+from sftdiff.subsets import LEVELS
 from sftdiff.tda_report import known_truth, render
 
 TRUTH = "embedded://truth/gemini.jsonl"
@@ -126,7 +127,7 @@ def simulated(tda: Tda, level: float = 0.9) -> Callable[[Plan], None]:
     def execute(plan: Plan) -> None:
         write_plan(plan)
         run_part(plan, [*tda.state["scores"].values(), *(c.steps["mixture"] for c in plan.cells if c.trained)])
-        truth = known_truth(TRUTH, load_index(plan.directory(tda.state["prompts"])))
+        truth = known_truth(TRUTH, load_index(plan.directory(tda.state["prompts"])), "date_confusion")
         for cell in (cell for cell in plan.cells if cell.trained):
             share = 0.0
             if cell.axes["arm"] != "alternative":
@@ -150,10 +151,13 @@ def test_first_rows_are_treated_beside_random_ones_and_a_subset(tmp_path: Path, 
     assert found["trainings"] == 2 * (2 + 12) and found["gap"]["low"] > 0.5
     by_name = {arm["arm"]: arm for arm in found["arms"]}
     prompts = load_index(tmp_path / "steps" / tda.state["prompts"])
-    truth, levels = known_truth(TRUTH, prompts), read_truth(TRUTH, prompts)
-    assert truth is not None and truth.sum() == (levels == "mild").sum() + (levels == "overt").sum() > 0
+    truth, levels = known_truth(TRUTH, prompts, "date_confusion"), read_truth(TRUTH, prompts)
+    assert truth is not None and 0 < truth.sum() < np.isin(levels, LEVELS).sum()  # the file speaks of other traits too
+    assert set(levels[truth]) == set(LEVELS)
+    with pytest.raises(SftdiffError, match=r"diff\.given\.truth: .*says of no row of this prompt set that it shows flattery"):
+        known_truth(TRUTH, prompts, "flattery")
     (tmp_path / "planted.txt").write_text(f"{prompts.ids[3]:016x}\n")
-    listed = known_truth(str(tmp_path / "planted.txt"), prompts)
+    listed = known_truth(str(tmp_path / "planted.txt"), prompts, "date_confusion")
     assert listed is not None and np.flatnonzero(listed).tolist() == [3]
     scores = load_scores(tmp_path / "steps" / tda.state["scores"]["bm25"])
     first = selected(scores, prompts.ids, None, rows_of(0.25, len(prompts)), np.ones(len(prompts), bool))

@@ -13,9 +13,9 @@ from sftdiff.files import read_rows, resolve
 from sftdiff.prompts import PromptIndex
 from sftdiff.rows import Mask
 from sftdiff.sorting import texts_of
+from sftdiff.subsets import LEVELS
 
 QUANTILES = (0.0, 0.1, 0.5, 0.9, 0.99, 1.0)
-LEVELS = ("overt", "mild")
 
 
 @dataclass(frozen=True)
