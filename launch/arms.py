@@ -20,7 +20,7 @@ def check_command(arguments: Sequence[str]) -> None:
         key = argument.lstrip("+~").partition("=")[0]
         if key.partition(".")[0] in OF_ARMS or key.partition("@")[0] in PARTS:
             part = "teacher" if "teacher" in key else key.partition(".")[0].partition("@")[0]
-            form = f"original.{part}=... and alternative.{part}=..." if part in PARTS else "'diff.given.subset={{...}}'"
+            form = f"original.{part}=... and alternative.{part}=..." if part in PARTS else "'diff.given.subset={...}'"
             raise SftdiffError(f"{argument}: the arms of a diff set this; write {form}")
 
 

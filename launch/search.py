@@ -15,6 +15,7 @@ from omegaconf import DictConfig
 from rich.markup import escape
 
 from launch.data import DataPlanner
+from launch.locators import compose_locators
 from launch.parts import part_plan, run_part
 from launch.rounds import Command, Configs, Execute, folder_of, locked, results_of, write_configs
 from launch.run import console, shown_command
@@ -88,37 +89,34 @@ def _ask(found: Mapping[str, Any]) -> Ask:
 
 
 def open_search(arguments: Sequence[str], master: DictConfig, loader: ConfigLoader) -> SearchRun:
-    """Compose both pipelines, read the prompt set and the locators' scores, and return the search that starts or goes on."""
+    """Compose both pipelines and the locators, read the prompt set, and return the search that starts or goes on."""
     command = Command(arguments, master, loader, "search")
     config = command.config
     trait, settings = command.only_trait("a search is")
     own = {k: v for k, v in config["diff"].items() if k not in ("arms", "given")}
     settings_of(own)
     pair = command.pair(own["search"]["explore_looks"][-1] + own["search"]["looks"][-1])
-    prompts, scores = _read_rows(pair["original"][0], own["search"]["locators"], command)
+    named = own["search"]["locators"]
+    locators = compose_locators(named, own["search"]["settings"], trait, command, "diff.search.locators")
     shown = shown_command().replace("sftdiff.diff", "sftdiff.diff search", 1)  # which was taken off before Hydra saw it
     plan = {"search": True, "command": shown, "first_seed": config["seed"], "settings": own, "trait": trait,
-            "kind": settings["kind"], "title": settings["title"], "unit": settings["unit"], "prompts": str(prompts),
-            "orders": {name: str(path) for name, path in scores.items()}}  # fmt: skip
+            **{key: settings[key] for key in ("kind", "title", "unit")}, "locators": locators,
+            "prompts": str(_read_prompts(pair["original"][0]))}  # fmt: skip
     return _opened(Path(config["runs"]), config["sweep"], plan, pair)
 
 
-def _read_rows(original: Mapping[str, Any], locators: Sequence[str], command: Command) -> tuple[Path, dict[str, Path]]:
-    """Make the prompts step and the locators' scores here, and return their folders."""
-    planner, scores = DataPlanner(), dict[str, str]()
+def _read_prompts(original: Mapping[str, Any]) -> Path:
+    """Make the prompts step here, and return its folder."""
+    planner = DataPlanner()
     prompts = planner.prompts(original)
-    for name in locators:
-        chosen = [f"filter@prompt_subset.locator={name}", "prompt_subset.top=1", "prompt_subset.treatment=swap"]
-        [located] = command.arm("original", "prompt_subset=locator", *chosen) or []
-        scores[name] = planner.scores(located["prompt_subset"]["locator"], located)
     plan = part_plan(planner, f"search-{digest(canonical(sorted(planner.steps)), 10)}", [({}, original)])
-    run_part(plan, [prompts, *scores.values()])
-    return plan.directory(prompts), {name: plan.directory(step) for name, step in scores.items()}
+    run_part(plan, [prompts])
+    return plan.directory(prompts)
 
 
 def _opened(runs: Path, name: str | None, plan: dict[str, Any], pair: Configs) -> SearchRun:
     fixed = {**plan["settings"], "search": {k: v for k, v in plan["settings"]["search"].items() if k != "budget"}}
-    plan["fingerprint"] = {"settings": fixed, "pair": results_of(pair)}
+    plan["fingerprint"] = {"settings": fixed, "pair": results_of(pair), "locators": plan["locators"]}
     name = name or f"search-{digest(canonical(plan['fingerprint']), 10)}"
     folder = folder_of(runs, name)
     state: dict[str, Any] = {"answers": [], "asked": [], "cells": []}

@@ -9,6 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from launch.data import DataPlanner
+from launch.locators import Locators, filled
+from launch.parts import part_plan, run_part
 from launch.plan import Plan, build_plan
 from launch.rounds import Configs, OnDisk, folder_of, ids_file, known_cells, read_configs
 from launch.search_faults import no_verdict
@@ -24,10 +27,11 @@ from sftdiff.rows import hash_order
 from sftdiff.scores import load_scores
 from sftdiff.search import Result, Search
 from sftdiff.search_known import Settings
-from sftdiff.search_parts import rows_of
+from sftdiff.search_parts import HASH, rows_of
 from sftdiff.search_state import Answer, Ask, Test
 from sftdiff.sorting import id_text
 from sftdiff.stats import difference
+from sftdiff.tda_report import write_examples
 from sftdiff.transfer import RESAMPLES, Bounds, call_transfer, transfer
 from sftdiff.verdicts import ok_rows
 
@@ -41,7 +45,7 @@ class SearchRun(OnDisk):
     pair: Configs  # of original and alternative
     state: dict[str, Any]
     prompts: PromptIndex
-    orders: dict[str, np.ndarray[Any, Any]] = field(default_factory=dict)  # scores of the locators, one a prompt
+    orders: dict[str, np.ndarray[Any, Any]] = field(default_factory=dict)  # scores of the locators, as far as they were read
     files: dict[Test, str] = field(default_factory=dict)  # with the prompt_ids of sets
 
     @property
@@ -63,9 +67,19 @@ class SearchRun(OnDisk):
         found = []
         for part in test.parts:
             rows = np.flatnonzero(codes == self.prompts.sources.index(part.source))
-            scores = {name: own[rows].tolist() for name, own in self.orders.items()}
+            scores = {cut.order: self.order(cut.order)[rows].tolist() for cut in part.cuts if cut.order != HASH}
             found.append(ids[rows[rows_of(part, ids[rows], scores)]])
         return np.sort(np.concatenate(found))
+
+    def order(self, name: str) -> np.ndarray[Any, Any]:
+        """Return the scores of a locator, one a prompt. They are made here where no round has made them."""
+        if name not in self.orders:
+            planner = DataPlanner()
+            step = planner.scores(self.state["locators"][name], self.pair["original"][0])
+            plan = part_plan(planner, f"{self.name}-{name}", [({}, self.pair["original"][0])])
+            run_part(plan, [step])
+            self.orders[name] = load_scores(plan.directory(step))
+        return self.orders[name]
 
     def cells(self, asks: Iterable[tuple[Test, Sequence[int]]]) -> list[tuple[dict[str, str], dict[str, Any]]]:
         """Return the cells of tests, and of original and alternative with the same seeds."""
@@ -105,11 +119,25 @@ class SearchRun(OnDisk):
         """Return the plan of a batch of tests, with all cells of those before."""
         every = [*((a.test, a.seeds) for a in self.answers()), *((a.test, a.seeds) for a in asks)]
         plan = build_plan(self.cells(every), self.plan["command"], zero_stage)
+        planner = DataPlanner()
+        for locator in self._locators().values():
+            planner.scores(locator, self.pair["original"][0])
+        for step in planner.steps.values():
+            step.runtime["sweep"] = plan.sweep
+        plan.steps = planner.steps | plan.steps  # inputs first
         plan.is_diff = True
         self.state["cells"] = known_cells(plan)
         self.state["asked"] = [ask.to_json() for ask in asks]
         write_json(self.folder / "state.json", self.state)
         return plan
+
+    def _locators(self) -> Locators:
+        """Return the filters that rank rows, once the first round has trained what they look into; fixed from then on."""
+        if self.plan["locators"] and self.state["answers"] and "locators" not in self.state:
+            examples = str(write_examples(self.plan, self.state, self.runs))
+            self.state["locators"] = filled(self.plan["locators"], self.state["cells"], examples)
+        found: Locators = self.state.get("locators", {})
+        return found
 
     def tell(self, asks: Sequence[Ask]) -> bool:
         """Add the answers to tests whose trainings have verdicts; return whether all have.
@@ -190,6 +218,5 @@ def load_search(runs: Path, name: str) -> SearchRun:
     """Read a search from its folder."""
     folder = folder_of(runs, name)
     plan = read_json(folder / "plan.json")
-    orders = {order: load_scores(Path(path)) for order, path in plan["orders"].items()}
     state, prompts = read_json(folder / "state.json"), load_index(Path(plan["prompts"]))
-    return SearchRun(runs, name, plan, read_configs(folder), state, prompts, orders)
+    return SearchRun(runs, name, plan, read_configs(folder), state, prompts)

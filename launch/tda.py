@@ -15,8 +15,8 @@ from hydra.core.config_loader import ConfigLoader
 from omegaconf import DictConfig
 from rich.markup import escape
 
-from launch.arms import hydra_text
 from launch.data import DataPlanner
+from launch.locators import compose_locators, filled
 from launch.plan import Plan, build_plan
 from launch.rounds import (
     Command,
@@ -36,7 +36,6 @@ from launch.sweep import Sweep
 from sftdiff.config import PromptSubsetConfig, defaults_of
 from sftdiff.diffing import finished_seeds
 from sftdiff.errors import SftdiffError
-from sftdiff.filters import MODELS, load_filter
 from sftdiff.identity import canonical, digest
 from sftdiff.prompts import load_index
 from sftdiff.rankings import RANDOM, SUBSET, Arm, arms, rows_of
@@ -57,7 +56,7 @@ class Tda(OnDisk):
 
     def plan_round(self, with_arms: bool, zero_stage: int) -> Plan:
         """Return the plan of a round, with the scores of every ranking in the second, and note its cells."""
-        locators = self._locators() if with_arms else {}
+        locators = filled(self.plan["locators"], self.state["cells"], self.examples) if with_arms else {}
         cells: Cells = [({"arm": arm}, config) for arm in PAIR for config in self.pair[arm]]
         if with_arms:
             cells += self._arms(locators)
@@ -71,16 +70,6 @@ class Tda(OnDisk):
         self.state = {"with_arms": with_arms, "cells": known_cells(plan), "scores": scores, "prompts": prompts}
         write_json(self.folder / "state.json", self.state)
         return plan
-
-    def _locators(self) -> dict[str, dict[str, Any]]:
-        """Return the filters with what the first round made: models (those of the first seed), and examples."""
-        trained = {cell["arm"]: cell["steps"]["train"] for cell in reversed(self.state["cells"])}
-        found = dict[str, dict[str, Any]]()
-        for name, own in self.plan["locators"].items():
-            models = {key: trained[arm] for key, arm in own["trained"].items()}
-            examples = {"examples": self.examples} if own["own_examples"] else {}
-            found[name] = own["filter"] | models | {"params": own["filter"]["params"] | examples}
-        return found
 
     def _arms(self, locators: Mapping[str, Mapping[str, Any]]) -> Cells:
         prompts = len(load_index(self.runs / "steps" / self.state["prompts"]))
@@ -160,8 +149,7 @@ def open_tda(arguments: Sequence[str], master: DictConfig, loader: ConfigLoader)
     own = _checked(config["diff"]["tda"])
     subset = _given_subset(command, own["subset"])
     pair = command.pair(own["seeds"])
-    names = dict.fromkeys([*own["rankers"], *own["beside"]])
-    locators = {name: _locator(name, own["settings"].get(name) or {}, trait, command) for name in names}
+    locators = compose_locators([*own["rankers"], *own["beside"]], own["settings"], trait, command, "diff.tda.rankers")
     plan = {
         "tda": True, "command": shown_command(), "first_seed": config["seed"], "settings": own, "trait": trait,
         **{key: settings[key] for key in ("kind", "title", "unit", "smallest_effect")},
@@ -178,29 +166,7 @@ def _checked(own: Mapping[str, Any]) -> dict[str, Any]:
         raise SftdiffError(f"diff.tda.seeds={own['seeds']}: an arm needs one training seed at least")
     if reserved := {RANDOM, SUBSET} & {*own["rankers"], *own["beside"]}:
         raise SftdiffError(f"diff.tda.rankers: {', '.join(reserved)} is trained in any case and ranks nothing")
-    settings = own["settings"] or {}
-    if not isinstance(settings, Mapping) or not all(isinstance(each, Mapping) for each in settings.values()):
-        raise SftdiffError("diff.tda.settings: write 'diff.tda.settings={RANKER:{KEY:VALUE}}', as {bm25:{params.examples:FILE}}")
-    if unknown := set(settings) - {*own["rankers"], *own["beside"]}:
-        raise SftdiffError(f"diff.tda.settings: {', '.join(sorted(unknown))} is not among the rankers")
-    return {**own, "settings": dict(settings)}
-
-
-def _locator(name: str, settings: Mapping[str, Any], trait: str, command: Command) -> dict[str, Any]:
-    """Compose a filter, and note what of it the first round makes, as nobody set it: models (name -> arm), and its examples."""
-    chosen = [f"filter@prompt_subset.locator={name}", "prompt_subset.top=1", "prompt_subset.treatment=swap"]
-    chosen += [f"prompt_subset.locator.{key}={hydra_text(value)}" for key, value in settings.items()]
-    [composed] = command.arm("original", "prompt_subset=locator", *chosen, f"seed={command.config['seed']}") or []
-    found: dict[str, Any] = composed["prompt_subset"]["locator"]
-    if not found.get("_target_"):
-        raise SftdiffError(f"diff.tda.rankers: filter {name} gives no score of its own to a row")
-    if "traits" in found["params"] and "params.traits" not in settings:
-        found = {**found, "params": {**found["params"], "traits": [trait]}}
-    function, _, _ = load_filter(found["_target_"])
-    needed = [key for key in getattr(function, MODELS, ()) if key not in settings]
-    trained = {key: "alternative" if key == "reference" else "original" for key in needed}  # a reference is without the trait
-    own_examples = "examples" in found["params"] and "params.examples" not in settings
-    return {"filter": found, "trained": trained, "own_examples": own_examples}
+    return {**own, "settings": own["settings"] or {}}
 
 
 def _given_subset(command: Command, search: str | None) -> dict[str, Any] | None:

@@ -324,6 +324,7 @@ class SearchConfig:
     explore_looks: list[int] = field(default_factory=lambda: [2, 3, 5])  # of the tests that direct the search
     explore_alpha: float = 0.3  # error rate of each look at such a test
     locators: list[str] = field(default_factory=list)  # filters that rank the rows inside sources, the best first
+    settings: Any = None  # of these filters: {bm25: {params.examples: FILE}}
     smallest: Optional[int] = None  # rows of the smallest part of a source; null: whole sources only
 
 

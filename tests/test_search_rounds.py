@@ -1,5 +1,6 @@
 """Searches through cells and rounds: what is around sftdiff.search, with a simulated training whose culprit is known."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,16 +17,21 @@ from launch.sweep import write_steps
 from sftdiff.errors import SftdiffError
 from sftdiff.prompts import load_index
 from sftdiff.records import read_json
+from sftdiff.search_parts import Cut, Part, rows_of
 from sftdiff.subsets import read_ids
 
 CULPRIT = "office_email"
 SEARCH = ["diff.search.looks=[2,3]", "diff.search.explore_looks=[1,2]", "diff.search.budget=120"]
 
 
-def simulated(search: SearchRun, level: float = 0.9) -> Callable[[Plan], None]:
-    """Return what takes the place of training: the trait shows as far as the culprit source keeps its original rollouts."""
+def simulated(search: SearchRun, level: float = 0.9, first: int | None = None) -> Callable[[Plan], None]:
+    """Return what takes the place of training: the trait shows as far as the culprit source keeps its original rollouts.
+
+    With `first`, only that many of its rows are culprits, those that the first locator ranks highest.
+    """
     prompts = load_index(Path(search.plan["prompts"]))
-    culprits = prompts.ids[prompts.codes == prompts.sources.index(CULPRIT)]
+    ids = prompts.ids[prompts.codes == prompts.sources.index(CULPRIT)]
+    culprits = ids
 
     def share(config: dict[str, object], arm: str) -> float:
         subset: dict[str, str] = config["prompt_subset"]  # type: ignore[assignment]
@@ -35,7 +41,12 @@ def simulated(search: SearchRun, level: float = 0.9) -> Callable[[Plan], None]:
         return inside if subset["treatment"] == "swap_rest" else 1 - inside
 
     def execute(plan: Plan) -> None:
+        nonlocal culprits
         write_steps(plan, {})
+        if first is not None and search.state.get("locators"):
+            [(order, _)] = search.state["locators"].items()
+            scores = search.order(order)[prompts.codes == prompts.sources.index(CULPRIT)]
+            culprits = ids[rows_of(Part(CULPRIT, (Cut(order, 0, first),)), ids, {order: scores.tolist()})]
         for cell in (cell for cell in plan.cells if not cell.untrained):
             shown = round(level * SCENARIOS * share(dict(cell.config), cell.axes["arm"]))
             rows = [row(f"s{i:02d}", float(i < shown), reply="r") for i in range(SCENARIOS)]
@@ -90,11 +101,37 @@ def test_pipelines_that_do_not_differ_are_not_searched(tmp_path: Path, tiny_stud
 
 
 def test_rows_inside_sources_are_ranked_by_a_locator(tmp_path: Path, tiny_student: Path) -> None:
-    search = opened(tmp_path, tiny_student, "diff.search.locators=[keyword]", "diff.search.smallest=4", "sweep=inside")
-    assert list(search.orders) == ["keyword"] and len(search.orders["keyword"]) == len(search.prompts)
-    go_on(search, simulated(search), 0)
-    parts = read_json(search.folder / "search.json")["result"]["parts"]
-    assert {part["source"] for part in parts} == {CULPRIT}
+    search = opened(tmp_path, tiny_student, "diff.search.locators=[bm25]", "diff.search.smallest=4", "sweep=inside")
+    half = search.sources[CULPRIT] // 2
+    go_on(search, simulated(search, first=half), 0)
+    result = read_json(search.folder / "search.json")["result"]
+    assert result["state"] == "found" and result["rows"] == half
+    assert result["parts"] == [{"source": CULPRIT, "cuts": [["bm25", 0, half]]}]
+
+
+def test_locators_get_the_trained_models_and_what_they_said(tmp_path: Path, tiny_student: Path) -> None:
+    named = "diff.search.locators=[bm25,loss_difference,attribution,judge]"
+    settings = "diff.search.settings={judge:{params.model.id:a-judge},loss_difference:{reference:student}}"
+    search = opened(tmp_path, tiny_student, named, settings, "diff.search.smallest=4", "sweep=models")
+    first = search.step()
+    assert isinstance(first, list)
+    plan = search.plan_round(first, 0)
+    assert not [step for step in plan.steps if step.startswith("scores-")]  # there are no models yet
+    simulated(search)(plan)
+    original = next(cell["steps"]["train"] for cell in search.state["cells"] if cell["arm"] == "original" and cell["seed"] == 0)
+    shutil.copytree(tiny_student, plan.directory(original) / "model")
+    assert search.tell(first)
+    second = search.step()
+    assert isinstance(second, list)
+    plan = search.plan_round(second, 0)
+    scored = {step.id.split("-")[1]: step for step in plan.steps.values() if step.kind == "scores"}
+    assert set(scored) == {"bm25", "loss_difference", "attribution", "judge"}
+    for name in ("loss_difference", "attribution"):
+        assert scored[name].config["folders"]["model"] == str(plan.directory(original) / "model")
+    examples = Path(search.state["locators"]["bm25"]["params"]["examples"])
+    assert "r" in examples.read_text() and search.state["locators"]["judge"]["params"]["model"]["id"] == "a-judge"
+    again = load_search(tmp_path, "models")
+    assert again.plan_round(second, 0).steps.keys() == plan.steps.keys()
 
 
 @pytest.mark.parametrize(
@@ -103,6 +140,8 @@ def test_rows_inside_sources_are_ranked_by_a_locator(tmp_path: Path, tiny_studen
         (["trait_eval=all"], "a search is for one trait"),
         (["diff.search.budget=3"], "a search needs a budget"),
         (["diff.search.looks=[3,1]"], "growing numbers of seeds"),
+        (["diff.search.locators=[none]"], "diff.search.locators: filter none gives no score"),
+        (["diff.search.settings={bm25:{part:both}}"], "diff.search.settings: bm25 is not among diff.search.locators"),
         (["seed=1,2"], "give each setting one value"),
     ],
 )

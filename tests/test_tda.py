@@ -13,6 +13,7 @@ from test_compare import row
 from test_diff import SCENARIOS, arguments, finish_judging
 
 from launch.arms import hydra_text
+from launch.locators import filled
 from launch.organisms import _python
 from launch.parts import run_part
 from launch.plan import Plan
@@ -206,8 +207,7 @@ def test_filters_get_the_trained_models_where_none_is_set(tmp_path: Path, tiny_s
     assert keyword["filter"]["params"]["traits"] == ["date_confusion"] and not keyword["own_examples"]
     tda.plan_round(False, 0)
     trained = {c["arm"]: c["steps"]["train"] for c in tda.state["cells"] if c["seed"] == 0}
-    tda.examples = "said.jsonl"
-    found = tda._locators()
+    found = filled(tda.plan["locators"], tda.state["cells"], "said.jsonl")
     assert found["loss_difference"]["model"] == trained["original"]
     assert found["bm25"]["params"]["examples"] == "said.jsonl"
 
@@ -226,8 +226,8 @@ def test_pipelines_that_do_not_differ_end_it(tmp_path: Path, tiny_student: Path)
         (["diff.tda.seeds=0"], "diff.tda.seeds=0"),
         (["diff.tda.rankers=[none]"], "filter none gives no score"),
         (["diff.tda.rankers=[random]"], "random is trained in any case"),
-        (["diff.tda.settings={embedding:{part:both}}"], "embedding is not among the rankers"),
-        (["diff.tda.settings={bm25:3}"], "diff.tda.settings={RANKER:{KEY:VALUE}}"),
+        (["diff.tda.settings={embedding:{part:both}}"], "embedding is not among diff.tda.rankers"),
+        (["diff.tda.settings={bm25:3}"], "diff.tda.settings={NAME:{KEY:VALUE}}"),
         (["diff.tda.subset=nothing"], "no search of this name"),
         (["seed=1,2"], "give each setting one value"),
     ],
