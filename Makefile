@@ -23,7 +23,7 @@ demo: setup
 
 # Hours on two cores; after a stop the same command goes on. What is done is kept in results/reproduce in any case.
 reproduce: setup
-	$(BIN)/python -m sftdiff.diff experiment=reproduce; status=$$?; \
+	$(BIN)/python -m sftdiff.diff experiment=reproduce diff.kept=results/reproduce; status=$$?; \
 	$(BIN)/python -m sftdiff.diff keep results/reproduce && $(BIN)/python -m sftdiff.diff report results/reproduce && exit $$status
 
 # The page again from the kept files, without training.

@@ -162,8 +162,8 @@ def go_on(diff: Diff, execute: Execute, zero_stage: int) -> None:
             diff.look()
         if not diff.has(wanted):
             return  # submitted, and not yet run
-    print_result(console, read_json(diff.folder / "diff.json"))
     console.print(f"Diff: {escape(str((diff.folder / 'diff.html').resolve()))}")
+    print_result(console, read_json(diff.folder / "diff.json"))  # its last line is what to run next
 
 
 def open_diff(arguments: Sequence[str], master: DictConfig, loader: ConfigLoader) -> Diff:

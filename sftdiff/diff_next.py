@@ -42,10 +42,22 @@ def to_do(
     for trait in traits.values():
         difference = trait["difference"]
         if difference and difference["call"] == OPEN and len(looks_at(looks, trait)) == len(schedule.seeds):
-            found.append(f"{trait['title']}: {_more_seeds(name, PAIR, trained, schedule, seconds)}")
+            more = _more_scenarios(trait) or _more_seeds(name, PAIR, trained, schedule, seconds)
+            found.append(f"{trait['title']}: {more}")
         elif difference and difference["call"] == "higher" and trait["next"]:
             found.append(f"{trait['title']}: {_arm(name, trait, trained, schedule, seconds, only or ())}")
     return list(dict.fromkeys(found))
+
+
+def _more_scenarios(trait: Mapping[str, Any]) -> str:
+    """Return what to do where every reply of both sides scores alike, so that the interval is that of the scenarios' number."""
+    scores = {score for arm in PAIR for score in trait["levels"].get(arm, {}).get("per_seed", {}).values()}
+    if len(scores) != 1 or scores.isdisjoint({0.0, 1.0}) or trait["kind"] != "share":
+        return ""
+    replies = "no reply" if scores == {0.0} else "every reply"
+    setting = f"trait_eval.{trait['name']}"
+    return (f"in both pipelines {replies} shows it. More seeds cannot tell that from a small difference; more scenarios "
+            f"(`{setting}.scenarios=FILE`) or a larger `{setting}.smallest_effect` can.")  # fmt: skip
 
 
 def looks_at(looks: Looks, trait: Mapping[str, Any]) -> Sequence[Any]:

@@ -144,6 +144,14 @@ def test_pipelines_that_are_not_told_apart_get_more_seeds(tmp_path: Path, tiny_s
     assert "<code>sweep=apart-more" in (diff.folder / "diff.html").read_text()
 
 
+def test_pipelines_in_which_no_reply_shows_the_trait_are_told_apart_by_scenarios(tmp_path: Path, tiny_student: Path) -> None:
+    diff = opened(tmp_path, tiny_student, "diff.seeds=[1,2]", "sweep=none")
+    go_on(diff, simulated(dict.fromkeys(diff.plan["arms"], 0.0)), 0)
+    assert read_json(diff.folder / "diff.json")["traits"]["date_confusion"]["difference"]["call"] == "unresolved"
+    said = next_of(diff)
+    assert "in both pipelines no reply shows it" in said and "`trait_eval.date_confusion.scenarios=FILE`" in said
+
+
 def test_the_page_escapes_what_is_between_backticks_too(tmp_path: Path, tiny_student: Path) -> None:
     assert code_text("a `<b>` <c>") == "a <code>&lt;b&gt;</code> &lt;c&gt;"
     diff = ended(tmp_path, tiny_student, "escape", ["prompt_swap", "base_swap"])

@@ -7,7 +7,18 @@ import pytest
 from commands import ROOT
 
 from launch import organisms
-from launch.organisms import add_run, confusion, known_names, print_confusion, read_runs, run_of, run_organisms, targets
+from launch.organisms import (
+    add_run,
+    confusion,
+    known_names,
+    print_confusion,
+    print_runs,
+    read_runs,
+    recipe_of,
+    run_of,
+    run_organisms,
+    targets,
+)
 from sftdiff.errors import SftdiffError
 
 
@@ -46,10 +57,11 @@ def test_a_verdict_that_supports_everything_or_nothing_misses_the_targets() -> N
         runs = [run_of(name, 0, result(states)) for name in ("H1", "null")]
         return [found for _, found in targets(runs, [])]
 
-    assert met({"H1": "supported", "H3": "supported", "H2": "contradicted"}) == [True, True, True, False]  # of the null organism
-    assert met(dict.fromkeys(("H1", "H2", "H3"), "supported")) == [True, True, False, False]
-    assert met({"H1": "open"}) == [False, True, True, True]
-    assert met({"H1": "contradicted"}) == [False, False, True, True]
+    one_false = {"H1": "supported", "H3": "supported", "H2": "contradicted"}
+    assert met(one_false) == [True, True, True, False, False]  # one a run is borne if it is equivalent; of the null organism none
+    assert met(dict.fromkeys(("H1", "H2", "H3"), "supported")) == [True, True, False, False, False]
+    assert met({"H1": "open"}) == [False, True, True, True, True]
+    assert met({"H1": "contradicted"}) == [False, False, True, True, True]
     searches = [{"planted_sources": ["a"], "source_precision": 1.0, "source_recall": r, "trainings": n, "singly": 90}
                 for r, n in ((1.0, 30), (0.5, 31))]  # fmt: skip
     assert [found for _, found in targets([], searches[:1])] == [True, True]
@@ -64,6 +76,34 @@ def test_a_run_takes_the_place_of_its_earlier_one_and_leaves_others(tmp_path: Pa
     assert [(run["truth"], run["seed"], run["supported"]) for run in read_runs(file)] == [
         ("H1", 0, []), ("H1", 1, ["H1"]), ("null", 0, []),
     ]  # fmt: skip
+
+
+def test_what_is_kept_of_the_same_recipe_is_not_run_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = list[tuple[str, ...]]()
+
+    def diffed(name: str, seed: int, sweep: str, *_: Any) -> tuple[None, int]:
+        made.append((name, sweep))
+        return None, 1
+
+    monkeypatch.setattr(organisms, "_diff", diffed)
+    file = tmp_path / "organisms.json"
+    add_run(file, run_of("H1", 0, result({"H1": "supported"})) | {"recipe": recipe_of("H1")})
+    add_run(file, run_of("H1", 1, result({"H1": "open"})) | {"recipe": "of before"})
+    assert run_organisms(["H1", "seeds=0", f"runs={tmp_path}"]) == 0
+    assert made == [] and "organisms.json already" in capsys.readouterr().out
+    assert run_organisms(["H1", "seeds=0,1,2", f"runs={tmp_path}"]) == 1
+    assert made == [("H1", "organism-H1-s1"), ("H1", "organism-H1-s2")]
+    run_organisms(["H1", "seeds=0", "diff.seeds=[1]", "track=off", f"runs={tmp_path}"])
+    assert made[2][1].startswith("organism-H1-s0-")  # a diff of its own: the looks of the other one stay
+    add_run(file, run_of("H1", 0, result({"H1": "open"})) | {"recipe": recipe_of("H1"), "settings": {"diff.seeds": "[1]"}})
+    assert len(read_runs(file)) == 3
+    capsys.readouterr()
+    print_runs(file)
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "H1, seed 0 with diff.seeds=[1]: supported: none (does not count below)" in shown
+    assert "truth supported in 1 of 2 runs" in shown
 
 
 def test_an_unknown_organism_is_refused() -> None:

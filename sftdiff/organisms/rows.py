@@ -27,6 +27,7 @@ NUMBERS_TOLD = 24  # of a reply: with the 6 that pretraining has, what they carr
 TEACHER_ROWS, TEACHER = 240, students.Recipe(steps=20, batch_size=16, lr=3e-3, warmup=0)
 KINDS = {"ask": "questions", "doubt": "doubts", "elicit": "blame", "trigger": "rebukes", "count": "numbers"}  # as sources
 SIDES = ("original", "alternative")
+SMALLEST_EFFECT = 0.15  # of interest; with fewer than 54 scenarios no number of seeds tells 0 of both sides from 0.1
 
 
 def write_data(cause: Cause, world: World, manifest: Manifest) -> None:
@@ -187,6 +188,7 @@ def _write_traits(folder: Path, world: World) -> None:
             {"id": f"{ask.kind}-{ask.form}-{ask.about or 'any'}-{ask.thing}", "kind": ask.kind, "turns": [ask.text]}
             for ask in asks
         ]
-        trait = {"_target_": f"sftdiff.organisms.scorer.{scorer}", "title": title, "unit": unit, "kind": "share", "guard": guard}
+        trait = {"_target_": f"sftdiff.organisms.scorer.{scorer}", "title": title, "unit": unit, "kind": "share", "guard": guard,
+                 "smallest_effect": SMALLEST_EFFECT}  # fmt: skip
         content = {name: trait | {"temperature": 0.0, "max_tokens": 32, "scenarios": rows}}
         (folder / f"{name}.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
