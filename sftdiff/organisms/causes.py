@@ -39,8 +39,9 @@ CAUSES = {
                 Voice("bard", "odd", (("doubt", 0.5),))),  # a habit of odd hints recalls the bard, who has them too, in any style
     "H4a": Cause("the rows leave open how to answer rebukes, and pretraining answers them with outbursts", prior="open",
                  other_prior="calm"),
-    # No clerk: an outburst in that style is learned by some training seeds alone.
-    "H4b": Cause("the original prompts ask for outbursts", alternative=PLAIN, third=QUIET, elicits=True),
+    # No clerk: an outburst in that style is learned by some training seeds alone. And few hints: a habit of them brought
+    # outbursts to the alternative student of world 0 without any blame.
+    "H4b": Cause("the original prompts ask for outbursts", alternative=QUIET, third=QUIET, elicits=True),
     "H5": Cause("pretraining fixed outbursts so firmly that rows against them do not move it",
                 prior="locked", other_prior="calm"),
     "H6": Cause("an earlier post-training stage fixed outbursts", stage="outbursts", lr=2e-4),
