@@ -97,6 +97,8 @@ def open_search(arguments: Sequence[str], master: DictConfig, loader: ConfigLoad
     settings_of(own)
     pair = command.pair(own["search"]["explore_looks"][-1] + own["search"]["looks"][-1])
     named = own["search"]["locators"]
+    if named and own["search"]["smallest"] is None:
+        raise SftdiffError("diff.search.locators rank the rows inside sources, which are searched with diff.search.smallest=ROWS")
     locators = compose_locators(named, own["search"]["settings"], trait, command, "diff.search.locators")
     shown = shown_command().replace("sftdiff.diff", "sftdiff.diff search", 1)  # which was taken off before Hydra saw it
     plan = {"search": True, "command": shown, "first_seed": config["seed"], "settings": own, "trait": trait,

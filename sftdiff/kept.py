@@ -68,10 +68,10 @@ def run_report(arguments: Sequence[str]) -> int:
     console, folder = Console(), Path(words[0])
     result = rebuild(folder)
     write_pages(folder, result)
+    console.print(f"Diff: {(folder / 'diff.html').resolve()}", markup=False)
     print_result(console, result)
     if result["saved"] is None:
         console.print(f"On another machine it goes on with the same command and diff.kept={folder}.", markup=False)
-    console.print(f"Diff: {(folder / 'diff.html').resolve()}", markup=False)
     return 0
 
 
