@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from launch.arms import hydra_text
+from launch.data import DataPlanner
+from launch.plan import Plan
 from launch.rounds import Command
 from sftdiff.errors import SftdiffError
 from sftdiff.filters import MODELS, load_filter
@@ -53,3 +55,13 @@ def filled(locators: Mapping[str, Mapping[str, Any]], cells: Sequence[Mapping[st
         own_examples = {"examples": examples} if own["own_examples"] else {}
         found[name] = own["filter"] | models | {"params": own["filter"]["params"] | own_examples}
     return found
+
+
+def plan_scores(plan: Plan, locators: Mapping[str, Mapping[str, Any]], original: Mapping[str, Any]) -> dict[str, str]:
+    """Add the scores of the original's rows to the plan of a round, and return their steps by filter."""
+    planner = DataPlanner()
+    scores = {name: planner.scores(own, original) for name, own in locators.items()}
+    for step in planner.steps.values():
+        step.runtime["sweep"] = plan.sweep
+    plan.steps = planner.steps | plan.steps  # inputs first
+    return scores

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from launch.data import DataPlanner
-from launch.locators import Locators, filled
+from launch.locators import Locators, filled, plan_scores
 from launch.parts import part_plan, run_part
 from launch.plan import Plan, build_plan
 from launch.rounds import Configs, OnDisk, folder_of, ids_file, known_cells, read_configs
@@ -119,12 +119,7 @@ class SearchRun(OnDisk):
         """Return the plan of a batch of tests, with all cells of those before."""
         every = [*((a.test, a.seeds) for a in self.answers()), *((a.test, a.seeds) for a in asks)]
         plan = build_plan(self.cells(every), self.plan["command"], zero_stage)
-        planner = DataPlanner()
-        for locator in self._locators().values():
-            planner.scores(locator, self.pair["original"][0])
-        for step in planner.steps.values():
-            step.runtime["sweep"] = plan.sweep
-        plan.steps = planner.steps | plan.steps  # inputs first
+        plan_scores(plan, self._locators(), self.pair["original"][0])
         plan.is_diff = True
         self.state["cells"] = known_cells(plan)
         self.state["asked"] = [ask.to_json() for ask in asks]

@@ -16,7 +16,7 @@ from omegaconf import DictConfig
 from rich.markup import escape
 
 from launch.data import DataPlanner
-from launch.locators import compose_locators, filled
+from launch.locators import compose_locators, filled, plan_scores
 from launch.plan import Plan, build_plan
 from launch.rounds import (
     Command,
@@ -60,13 +60,9 @@ class Tda(OnDisk):
         cells: Cells = [({"arm": arm}, config) for arm in PAIR for config in self.pair[arm]]
         if with_arms:
             cells += self._arms(locators)
-        plan, planner = build_plan(cells, self.plan["command"], zero_stage), DataPlanner()
-        scores = {name: planner.scores(own, self.pair["original"][0]) for name, own in locators.items()}
-        for step in planner.steps.values():
-            step.runtime["sweep"] = plan.sweep
-        plan.steps = planner.steps | plan.steps  # inputs first
+        plan, original = build_plan(cells, self.plan["command"], zero_stage), self.pair["original"][0]
+        scores, prompts = plan_scores(plan, locators, original), DataPlanner().prompts(original)
         plan.is_diff = True
-        prompts = planner.prompts(self.pair["original"][0])
         self.state = {"with_arms": with_arms, "cells": known_cells(plan), "scores": scores, "prompts": prompts}
         write_json(self.folder / "state.json", self.state)
         return plan
