@@ -30,9 +30,11 @@ from sftdiff.organisms.causes import CAUSES
 from sftdiff.organisms.manifest import RECIPE, Manifest, load_manifest
 from sftdiff.packages import TREE
 from sftdiff.records import read_json, write_json
+from sftdiff.rounds import PAIR
 
 NULL = "null"
 TRUTH_SHARE, FOUND, TRAININGS_SHARE = 0.9, 0.9, 1 / 3  # targets
+LIMITS = ("value", "low", "high")
 STATES = ("supported", "contradicted", "open")
 EQUIVALENT: dict[str, tuple[str, ...]] = {}  # hypotheses that no arm tells from the true one: the arms tell all seven apart
 EXECUTION = ("hydra", "track")  # settings that change how a diff runs, and not what it finds, begin with these
@@ -196,10 +198,13 @@ def run_of(name: str, seed: int, result: Mapping[str, Any]) -> dict[str, Any]:
         states[own["state"]].append(label)
     difference = trait["difference"] or {}
     calls = {arm: look["call"] for arm, look in trait["arms"].items()}
+    transfers = {arm: [look[key] for key in LIMITS] for arm, look in trait["arms"].items() if look.get("value") is not None}
+    levels = {arm: [trait["levels"][arm][key] for key in LIMITS] for arm in PAIR if arm in trait["levels"]}
     return {
         "truth": NULL if name in WITHOUT_CAUSE else name, "organism": name, "seed": seed, **states,
         "cells": len(result["arms"]), "trainings": result["trainings"],
         "looks": result["settings"]["seeds"], "saved": result["saved"], "difference": difference.get("call"), "calls": calls,
+        "levels": levels, "transfers": transfers,
     }  # fmt: skip
 
 

@@ -26,7 +26,8 @@ def result(states: dict[str, str], call: str = "higher") -> dict[str, Any]:
     trait = {
         "verdict": {label: {"state": state} for label, state in states.items()},
         "difference": {"call": call},
-        "arms": {"prompt_swap": {"call": "gone"}},
+        "arms": {"prompt_swap": {"call": "gone", "value": 0.1, "low": 0.0, "high": 0.2}},
+        "levels": {"original": {"value": 0.9, "low": 0.8, "high": 1.0}, "prompt_swap": {"value": 0.1}},
     }
     return {"traits": {"outburst": trait}, "arms": dict.fromkeys("abcd"), "trainings": 12, "saved": 20,
             "settings": {"seeds": [3, 5, 8]}}  # fmt: skip
@@ -37,6 +38,7 @@ def test_a_run_states_the_truth_beside_the_verdict() -> None:
     assert run == {
         "truth": "H1", "organism": "H1", "seed": 3, "supported": ["H1"], "contradicted": ["H2"], "open": ["H3"],
         "cells": 4, "trainings": 12, "looks": [3, 5, 8], "saved": 20, "difference": "higher", "calls": {"prompt_swap": "gone"},
+        "levels": {"original": [0.9, 0.8, 1.0]}, "transfers": {"prompt_swap": [0.1, 0.0, 0.2]},
     }  # fmt: skip
 
 
