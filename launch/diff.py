@@ -44,7 +44,6 @@ from sftdiff.records import read_json, write_json
 from sftdiff.rounds import PAIR, grid, next_round
 from sftdiff.words import counted
 
-TRUTHS = ("truth", "overt")  # of diff.given: truth files
 MAY_CHANGE = ("budget", "only", "published", "kept")  # of the settings, once looks were taken
 
 
@@ -171,10 +170,10 @@ def open_diff(arguments: Sequence[str], master: DictConfig, loader: ConfigLoader
     command = Command(arguments, master, loader, "diff")
     config = command.config
     settings = _checked(config)
-    cells, left_out = Configs(), dict[str, str]()
+    cells, left_out, own_traits = Configs(), dict[str, str](), command.own_traits()
     for name in _wanted(settings):
         most = settings["arms"][name]["seeds"] or settings["seeds"][-1]
-        if made := command.seeded(name, most, *_of_trait(settings, name, config)):
+        if made := command.seeded(name, most, *_of_trait(settings, name, list(own_traits))):
             cells[name] = [_drawn_anew(cell, settings["arms"][name]["set"], number) for number, cell in enumerate(made)]
         else:
             left_out[name] = f"diff.given.{settings['arms'][name]['given']}"
@@ -188,7 +187,7 @@ def open_diff(arguments: Sequence[str], master: DictConfig, loader: ConfigLoader
         "left_out": left_out,
         "not_asked": {name: _needs(settings, name) for name in settings["arms"] if name not in cells and name not in left_out},
         "curve": curve_shares({name: made[0] for name, made in cells.items()}),
-        "traits": {name: trait for name, trait in traits(config).items() if not trait["guard"]},
+        "traits": own_traits,
         "guards": {name: trait for name, trait in traits(config).items() if trait["guard"]},
         "resamples": config["report"]["resamples"],
     }
@@ -206,13 +205,13 @@ def _drawn_anew(cell: dict[str, Any], own: Mapping[str, Any], number: int) -> di
     return cell
 
 
-def _of_trait(settings: Mapping[str, Any], name: str, config: Mapping[str, Any]) -> list[str]:
-    """Return the override that takes of a truth file the rows of the diff's trait, where it has one and the user names none."""
-    given = settings["given"].get(settings["arms"][name]["given"] or "") or {}
-    own = [trait for trait, found in traits(config).items() if not found["guard"]]
-    if settings["arms"][name]["given"] not in TRUTHS or len(own) != 1 or "prompt_subset.trait" in given:
+def _of_trait(settings: Mapping[str, Any], name: str, own_traits: Sequence[str]) -> list[str]:
+    """Return the override that limits an arm of rows of a level to those of the diff's one trait, if the user names none."""
+    arm = settings["arms"][name]
+    named = arm["set"] | (settings["given"].get(arm["given"]) or {})
+    if "prompt_subset.level" not in named or "prompt_subset.trait" in named or len(own_traits) != 1:
         return []
-    return [f"prompt_subset.trait={own[0]}"]
+    return [f"prompt_subset.trait={own_traits[0]}"]
 
 
 def _parts(settings: Mapping[str, Any], name: str) -> dict[str, str]:

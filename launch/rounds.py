@@ -60,9 +60,13 @@ class Command:
             pair[name] = made
         return pair
 
+    def own_traits(self) -> dict[str, dict[str, Any]]:
+        """Return the traits that are diffed: those that are no guard."""
+        return {name: trait for name, trait in traits(self.config).items() if not trait["guard"]}
+
     def only_trait(self, what: str) -> tuple[str, dict[str, Any]]:
         """Return the name and the settings of the one trait that is no guard; raises SftdiffError, beginning with `what`."""
-        known = {name: trait for name, trait in traits(self.config).items() if not trait["guard"]}
+        known = self.own_traits()
         if len(known) != 1:
             raise SftdiffError(f"{what} for one trait; here are {', '.join(known) or 'none'}: choose trait_eval=NAME")
         [(name, settings)] = known.items()
