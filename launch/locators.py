@@ -23,11 +23,12 @@ def compose_locators(names: Sequence[str], settings: Any, trait: str, command: C
     Each is returned with what is to be filled in, as nobody set it: `trained`, models (name -> arm), and `own_examples`.
     """
     beside = where.rpartition(".")[0] + ".settings"
-    if not isinstance(settings or {}, Mapping) or not all(isinstance(each, Mapping) for each in (settings or {}).values()):
+    settings = settings or {}
+    if not isinstance(settings, Mapping) or not all(isinstance(each, Mapping) for each in settings.values()):
         raise SftdiffError(f"{beside}: write '{beside}={{NAME:{{KEY:VALUE}}}}', as {{bm25:{{params.examples:FILE}}}}")
-    if unknown := set(settings or {}) - set(names):
+    if unknown := set(settings) - set(names):
         raise SftdiffError(f"{beside}: {', '.join(sorted(unknown))} is not among {where}")
-    return {name: _composed(name, (settings or {}).get(name) or {}, trait, command, where) for name in dict.fromkeys(names)}
+    return {name: _composed(name, settings.get(name, {}), trait, command, where) for name in dict.fromkeys(names)}
 
 
 def _composed(name: str, settings: Mapping[str, Any], trait: str, command: Command, where: str) -> dict[str, Any]:

@@ -75,7 +75,7 @@ def run_organisms(arguments: Sequence[str]) -> int:
         seeds = [int(seed) for seed in settings.pop("seeds", "0,1,2,3,4").split(",")]
     except ValueError:
         raise SftdiffError("seeds: whole numbers, e.g. seeds=0,1,2") from None
-    told = f"{len(names)} organisms in {len(seeds)} worlds: {len(names) * len(seeds)} runs of 16 to 170 trainings, minutes each"
+    told = f"{len(names)} organisms in {len(seeds)} worlds: {len(names) * len(seeds)} runs of 6 to 190 trainings, minutes each"
     console.print(f"{told}; fewer with e.g. `organisms H1 null seeds=0`. What is done is not done again.")
     try:
         failed = [f"{name}-s{seed}" for seed in seeds for name in names if not _run(name, seed, runs, settings)]
@@ -103,9 +103,10 @@ def _run(name: str, seed: int, runs: Path, settings: Mapping[str, str]) -> bool:
         return False
     made |= {"code": code_of(runs, read_json(folder / "state.json")["cells"][0]["steps"]["train"])}
     if name in SEARCHED:
-        add_run(file, search_of(name, manifest, read_json(folder / "search.json")) | made, kind)
+        found = search_of(name, manifest, read_json(folder / "search.json"))
     else:
-        add_run(file, run_of(name, seed, read_json(folder / "diff.json")) | made, kind)
+        found = run_of(name, seed, read_json(folder / "diff.json"))
+    add_run(file, found | made, kind)
     return True
 
 

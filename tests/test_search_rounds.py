@@ -30,22 +30,22 @@ def simulated(search: SearchRun, level: float = 0.9, first: int | None = None) -
     With `first`, only that many of its rows are culprits, those that the first locator ranks highest.
     """
     prompts = load_index(Path(search.plan["prompts"]))
-    ids = prompts.ids[prompts.codes == prompts.sources.index(CULPRIT)]
-    culprits = ids
+    inside = prompts.codes == prompts.sources.index(CULPRIT)
+    culprits = ids = prompts.ids[inside]
 
     def share(config: dict[str, object], arm: str) -> float:
         subset: dict[str, str] = config["prompt_subset"]  # type: ignore[assignment]
         if arm == "alternative" or subset["name"] != "ids":
             return float(arm != "alternative")
-        inside = float(np.isin(culprits, read_ids(subset["ids"])).mean())
-        return inside if subset["treatment"] == "swap_rest" else 1 - inside
+        held = float(np.isin(culprits, read_ids(subset["ids"])).mean())
+        return held if subset["treatment"] == "swap_rest" else 1 - held
 
     def execute(plan: Plan) -> None:
         nonlocal culprits
         write_steps(plan, {})
         if first is not None and search.state.get("locators"):
-            [(order, _)] = search.state["locators"].items()
-            scores = search.order(order)[prompts.codes == prompts.sources.index(CULPRIT)]
+            [order] = search.state["locators"]
+            scores = search.order(order)[inside]
             culprits = ids[rows_of(Part(CULPRIT, (Cut(order, 0, first),)), ids, {order: scores.tolist()})]
         for cell in (cell for cell in plan.cells if not cell.untrained):
             shown = round(level * SCENARIOS * share(dict(cell.config), cell.axes["arm"]))
